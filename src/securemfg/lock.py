@@ -1,0 +1,103 @@
+"""The machine's lock: `[lock]` in /etc/securemfg/securemfg.toml sets limits that settings below it can only tighten."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from securemfg.errors import ConfigError, nearest
+from securemfg.labels import Sensitivity
+from securemfg.settings import FailPolicy, Mode, PlaintextReads, Settings, Tracking
+
+
+def _order(*loose_to_tight: object) -> Callable[[Any], int]:
+    return lambda value: loose_to_tight.index(value)
+
+
+def _reads(settings: Settings) -> PlaintextReads:
+    default = PlaintextReads.REFUSE if settings.mode is Mode.ENFORCE else PlaintextReads.AUDIT
+    return settings.artifacts.plaintext_reads or default
+
+
+def _tracking(settings: Settings) -> Tracking:
+    value = settings.artifacts.tracking
+    rank = list(_TRACKING)
+    return min(value.values(), key=rank.index) if isinstance(value, dict) else value
+
+
+_TRACKING: Final = (Tracking.ALLOW, Tracking.REDACT, Tracking.SEAL)
+
+# setting -> (its value in force, how tight a value is)
+_LOCKABLE: Final[Mapping[str, tuple[Callable[[Settings], Any], Callable[[Any], int]]]] = {
+    "mode": (lambda s: s.mode, _order(Mode.OBSERVE, Mode.ENFORCE)),
+    "tls.floor": (lambda s: s.tls.floor, _order("1.2", "1.3")),
+    "artifacts.encrypt_from": (lambda s: s.artifacts.encrypt_from, lambda level: -level.rank),
+    "artifacts.plaintext_reads": (
+        _reads,
+        _order(PlaintextReads.ALLOW, PlaintextReads.AUDIT, PlaintextReads.REFUSE),
+    ),
+    "artifacts.tracking": (_tracking, _order(*_TRACKING)),
+}
+
+
+def check_lock(settings: Settings, origins: Mapping[str, str], lock_file: Path) -> None:
+    """Raise ConfigError when a setting in force is looser than the lock. No file, no lock."""
+    try:
+        text = lock_file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:  # a lock that cannot be read must not be taken for no lock
+        raise ConfigError(f"the lock {lock_file} cannot be read: {error.strerror}; check its mode") from error
+    try:
+        table = tomllib.loads(text).get("lock", {})
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the lock {lock_file} is not valid TOML: {error}") from error
+    try:
+        limit = Settings.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        dotted = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"[lock] {dotted!r} is not valid: {first['msg']} ({lock_file})") from None
+    for setting in _named(table):
+        origin = origins.get(setting, "built-in")
+        if setting in _LOCKABLE:
+            value_of, tightness = _LOCKABLE[setting]
+            if tightness(value_of(settings)) < tightness(value_of(limit)):
+                raise _looser(setting, value_of(settings), origin, value_of(limit), lock_file)
+        elif setting == "tls.allow":
+            extra = [entry for entry in settings.tls.allow if entry not in limit.tls.allow]
+            if extra:
+                raise _looser(setting, extra[0].host, origin, _hosts(limit), lock_file)
+        elif setting.startswith("audit.on_failure."):
+            level = Sensitivity.parse(setting.rsplit(".", 1)[1])
+            mine, theirs = settings.audit.policy(level), limit.audit.policy(level)
+            if list(FailPolicy).index(mine) < list(FailPolicy).index(theirs):
+                raise _looser(setting, mine, origin, theirs, lock_file)
+        else:
+            known = (*_LOCKABLE, "tls.allow", "audit.on_failure")
+            raise ConfigError(f"[lock] cannot hold {setting!r} ({lock_file}){nearest(setting, known)}")
+
+
+def _hosts(limit: Settings) -> str:
+    return ", ".join(entry.host for entry in limit.tls.allow) or "none"
+
+
+def _looser(setting: str, value: object, origin: str, limit: object, lock_file: Path) -> ConfigError:
+    return ConfigError(
+        f"'{setting}' = {str(value)!r} ({origin}) is looser than the lock's {str(limit)!r} ({lock_file}): tighten or remove it"
+    )
+
+
+def _named(table: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+    """The dotted names of every value in `table`."""
+    names: list[str] = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            names += _named(value, f"{prefix}{key}.")
+        else:
+            names.append(f"{prefix}{key}")
+    return names
