@@ -1,0 +1,222 @@
+"""Keys wrap data keys. `open_key` is the only place where a key's text is understood.
+
+    local:PATH     32 raw bytes in a file that only its owner may read
+
+A key that wraps is a `Key`; one that also unwraps is an `OpeningKey`. Reading uses only the keys it is given:
+a message's header selects among them and never supplies one (trust rule 1).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from securemfg.encryption.message import (
+    IV_LENGTH,
+    KEY_LENGTH,
+    TAG_LENGTH,
+    Context,
+    EncryptedDataKey,
+    Header,
+    MessageKey,
+    serialize_context,
+)
+from securemfg.errors import ConfigError, DecryptionError, EncryptionError, KeyUnavailable, nearest
+
+LOCAL_PROVIDER: Final = "securemfg"
+SCHEMES: Final = ("local",)
+_RAW_AES_INFO: Final = struct.pack(">II", TAG_LENGTH * 8, IV_LENGTH)
+
+
+@runtime_checkable
+class Key(Protocol):
+    """Wraps data keys for one recipient."""
+
+    def wrap(self, data_key: bytes, context: Context) -> EncryptedDataKey:
+        """`data_key` (32 bytes), wrapped and bound to `context`. Raises KeyUnavailable."""
+
+
+@runtime_checkable
+class OpeningKey(Key, Protocol):
+    """A Key that also unwraps what was wrapped for it."""
+
+    def matches(self, edk: EncryptedDataKey) -> bool:
+        """Whether `edk` says that it is for this key. Asks no service."""
+
+    def unwrap(self, edk: EncryptedDataKey, context: Context) -> bytes:
+        """The data key. Raises KeyUnavailable, or DecryptionError when it does not verify."""
+
+
+class RawAesKey:
+    """An AES-256-GCM wrapping key, in the format of the specification's raw AES keyring."""
+
+    def __init__(self, namespace: str, name: str, key: bytes) -> None:
+        if len(key) != KEY_LENGTH:
+            raise KeyUnavailable(f"key {namespace}/{name} has {len(key)} bytes, not {KEY_LENGTH}")
+        self.namespace = namespace
+        self.name = name
+        self._info = name.encode() + _RAW_AES_INFO
+        self._aead = AESGCM(key)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.namespace}/{self.name})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a key cannot be pickled or copied: hand over its key text and open it there")
+
+    def wrap(self, data_key: bytes, context: Context) -> EncryptedDataKey:
+        iv = os.urandom(IV_LENGTH)
+        wrapped = self._aead.encrypt(iv, data_key, serialize_context(context))
+        return EncryptedDataKey(self.namespace, self._info + iv, wrapped)
+
+    def matches(self, edk: EncryptedDataKey) -> bool:
+        return (
+            edk.provider == self.namespace
+            and len(edk.info) == len(self._info) + IV_LENGTH
+            and edk.info.startswith(self._info)
+        )
+
+    def unwrap(self, edk: EncryptedDataKey, context: Context) -> bytes:
+        try:
+            return self._aead.decrypt(edk.info[-IV_LENGTH:], edk.ciphertext, serialize_context(context))
+        except (InvalidTag, ValueError):
+            raise DecryptionError(f"key {self.namespace}/{self.name} does not open it: changed, or another key") from None
+
+
+class LocalKey(RawAesKey):
+    """A key in a file: 32 raw bytes, 0600, owned by this user (trust rule 11).
+
+    Whoever loses the file loses the data; whoever reads it reads the data.
+    """
+
+    def __init__(self, key: bytes, path: Path) -> None:
+        name = hashlib.sha256(b"securemfg-key" + key).hexdigest()[:16]
+        super().__init__(LOCAL_PROVIDER, name, key)
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, *, origin: str = "argument") -> LocalKey:
+        """Read the key at `path`. Raises KeyUnavailable when it is missing, not private, or not a key."""
+        return cls(read_private(path, KEY_LENGTH, origin=origin), path)
+
+
+def read_private(path: Path, length: int, *, origin: str) -> bytes:
+    """The `length` bytes of a secret file. Raises KeyUnavailable unless only its owner can read or replace it."""
+
+    def refused(why: str, remedy: str) -> KeyUnavailable:
+        return KeyUnavailable(f"key file {path} {why}: {remedy} (key from {origin})")
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise refused("is missing", "make one with 'securemfg keys generate' or restore its backup") from None
+    except OSError as error:
+        link = "is a symbolic link or " if error.errno == errno.ELOOP else ""
+        raise refused(f"{link}cannot be read ({error.strerror})", "name the file itself and check its owner") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise refused("is not a regular file", "name a file of raw key bytes")
+        if status.st_uid != os.geteuid():
+            raise refused(f"belongs to uid {status.st_uid}", "it must belong to the user who runs this")
+        if status.st_mode & 0o077:
+            raise refused(f"can be read by others (mode {stat.S_IMODE(status.st_mode):04o})", f"chmod 600 {path}")
+        data = os.read(fd, length + 1)
+    finally:
+        os.close(fd)
+    for folder in path.absolute().parents:
+        kept = folder.stat()
+        sticky = kept.st_mode & stat.S_ISVTX
+        if kept.st_uid not in {0, os.geteuid()}:
+            raise refused(f"lies in {folder}, which belongs to uid {kept.st_uid}", "move it to a folder of your own")
+        if kept.st_mode & 0o022 and not sticky:
+            raise refused(f"lies in {folder}, which others may write", f"chmod go-w {folder}, or move the key")
+    if len(data) != length:
+        found = f"more than {length}" if len(data) > length else str(len(data))
+        raise refused(f"holds {found} bytes, not {length}", "it is damaged or no key: restore its backup")
+    return data
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a secret file once: 0600, durable, never over another. Raises EncryptionError when `path` exists."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike rename, it never replaces a key that someone else just made
+    except FileExistsError:
+        raise EncryptionError(f"{path} exists already: a key is never overwritten; name another file") from None
+    except OSError as error:
+        raise EncryptionError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def create_local_key(path: Path) -> LocalKey:
+    """Make a new random key at `path`, which must not exist. Losing the file loses the data: back it up."""
+    key = os.urandom(KEY_LENGTH)
+    write_private(path, key)
+    return LocalKey.open(path)
+
+
+def open_key(text: str, *, folder: Path | None = None, origin: str = "argument") -> Key:
+    """The key that `text` names; a relative path is taken from `folder`. `origin` is for messages.
+
+    Raises ConfigError for text that is no key, KeyUnavailable when the key cannot be used.
+    """
+    scheme, separator, rest = text.partition(":")
+    if not separator or not rest:
+        raise ConfigError(f"a key must be like 'local:PATH', got {text!r} ({origin})")
+    if scheme == "local":
+        path = Path(rest).expanduser()
+        return LocalKey.open(path if path.is_absolute() or folder is None else folder / path, origin=origin)
+    raise ConfigError(f"unknown kind of key {scheme!r} in {text!r} ({origin}){nearest(scheme, SCHEMES)}")
+
+
+def open_keys(keys: Key | str | Sequence[Key | str], *, folder: Path | None = None) -> tuple[Key, ...]:
+    """One or several keys or key texts, opened."""
+    several = (keys,) if isinstance(keys, str) or not isinstance(keys, Sequence) else keys
+    opened = tuple(open_key(key, folder=folder) if isinstance(key, str) else key for key in several)
+    if not opened:
+        raise KeyUnavailable("no key was given: name at least one")
+    return opened
+
+
+def unlock(header: Header, keys: Sequence[Key]) -> MessageKey:
+    """The message's keys, by the first of `keys` that opens one of its encrypted data keys.
+
+    A key that fails does not stop the next. Raises DecryptionError naming every recipient and what was tried.
+    """
+    tried: list[str] = []
+    for edk in header.encrypted_data_keys:
+        matching = [key for key in keys if isinstance(key, OpeningKey) and key.matches(edk)]
+        if not matching:
+            tried.append(f"{edk.provider}/{edk.name}: none of the keys at hand")
+        for key in matching:
+            try:
+                return MessageKey.open(header, key.unwrap(edk, header.context))
+            except EncryptionError as error:
+                tried.append(f"{edk.provider}/{edk.name}: {error}")
+    names = ", ".join(repr(key) for key in keys)
+    raise DecryptionError(
+        f"no key at hand opens this message. Its recipients: {'; '.join(tried)}. Keys at hand: {names}"
+    )

@@ -1,0 +1,336 @@
+"""The AWS Encryption SDK message format, version 2: headers, encryption contexts, frames and derived keys.
+
+Source: AWS Encryption SDK specification, data-format (message header, message body) and framework (algorithm
+suites). Written: suite 0x0478 (AES-256-GCM, HKDF-SHA-512, key commitment, no signature), framed.
+
+Everything here works on bytes; `stream` does the input and output. Every limit is checked before
+memory is taken: lengths in a header are an attacker's choice until the header's tag has been verified.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from securemfg.errors import DecryptionError, EncryptionError
+
+Context: TypeAlias = Mapping[str, str]
+
+VERSION: Final = 2
+SUITE: Final = 0x0478
+FRAME_LENGTH: Final = 1 << 20  # bytes of plaintext per frame, as written
+MAX_FRAME_LENGTH: Final = 1 << 26  # bytes, as read: it sizes buffers
+MAX_RECIPIENTS: Final = 64  # encrypted data keys in one header
+MAX_HEADER: Final = 1 << 18  # bytes
+MESSAGE_ID_LENGTH: Final = 32
+IV_LENGTH: Final = 12
+TAG_LENGTH: Final = 16
+KEY_LENGTH: Final = 32
+FRAME_OVERHEAD: Final = 4 + IV_LENGTH + TAG_LENGTH
+FINAL_OVERHEAD: Final = 4 + FRAME_OVERHEAD + 4
+FINAL_MARK: Final = b"\xff\xff\xff\xff"
+MAX_FRAMES: Final = 0xFFFFFFFE  # sequence numbers 1 .. 2^32 - 2; the marker is not one
+
+_RESERVED_CONTEXT: Final = "aws-crypto-"
+_FRAMED: Final = 2
+_LABEL_FRAME: Final = b"AWSKMSEncryptionClient Frame"
+_LABEL_FINAL: Final = b"AWSKMSEncryptionClient Final Frame"
+_HEADER_IV: Final = bytes(IV_LENGTH)
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedDataKey:
+    """A message's data key, wrapped for one recipient. `provider` and `info` say for which."""
+
+    provider: str
+    info: bytes
+    ciphertext: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """`info` as people read it: without the wrapping IV that a raw-AES keyring appends to the name."""
+        raw_aes = 8 + IV_LENGTH
+        tail = self.info[-raw_aes:-IV_LENGTH]
+        text = self.info[:-raw_aes] if tail == struct.pack(">II", 128, IV_LENGTH) else self.info
+        return text.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """A parsed message header. Nothing in it is true before `MessageKey.open` has verified its tag."""
+
+    suite: int
+    message_id: bytes
+    context: Context
+    encrypted_data_keys: tuple[EncryptedDataKey, ...]
+    frame_length: int  # bytes of plaintext per frame
+    commitment: bytes
+    body: bytes = field(repr=False)  # as read: what the tag covers
+    tag: bytes = field(repr=False)
+
+    @property
+    def length(self) -> int:
+        """Bytes from the start of the message to its first frame."""
+        return len(self.body) + TAG_LENGTH
+
+
+class Truncated(DecryptionError):
+    """The message ends inside its header. More bytes may complete it."""
+
+
+def serialize_context(context: Context) -> bytes:
+    """The context's canonical bytes: pairs sorted by key, empty for none. Also the AAD of every key wrap.
+
+    Raises EncryptionError for more than fits the format's 16-bit lengths, or text that is not UTF-8.
+    """
+    if not context:
+        return b""
+    try:
+        pairs = sorted((key.encode(), value.encode()) for key, value in context.items())
+    except (UnicodeEncodeError, AttributeError) as error:
+        raise EncryptionError(f"the encryption context must be UTF-8 text to text: {error}") from error
+    if any(len(key) > 0xFFFF or len(value) > 0xFFFF for key, value in pairs) or len(pairs) > 0xFFFF:
+        raise EncryptionError("the encryption context is too long: at most 65,535 bytes in all")
+    parts = [struct.pack(">H", len(pairs))]
+    for key, value in pairs:
+        parts += (struct.pack(">H", len(key)), key, struct.pack(">H", len(value)), value)
+    serialized = b"".join(parts)
+    if len(serialized) > 0xFFFF:
+        raise EncryptionError("the encryption context is too long: at most 65,535 bytes in all")
+    return serialized
+
+
+def check_context(context: Context) -> Context:
+    """`context`, refusing keys that the format reserves. Raises EncryptionError."""
+    for key in context:
+        if str(key).startswith(_RESERVED_CONTEXT):
+            raise EncryptionError(f"context key {key!r} is reserved: the format keeps '{_RESERVED_CONTEXT}' keys")
+        if not key:
+            raise EncryptionError("a context key must not be empty")
+    return context
+
+
+class _Reader:
+    """Reads a header's fields from bytes, refusing to go past their end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > len(self.data):
+            raise Truncated(f"the header is cut off at byte {len(self.data)}")
+        taken = self.data[self.at : end]
+        self.at = end
+        return taken
+
+    def u16(self) -> int:
+        return int.from_bytes(self.take(2))
+
+    def u32(self) -> int:
+        return int.from_bytes(self.take(4))
+
+
+def _text(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8", "strict")
+    except UnicodeDecodeError as error:
+        raise DecryptionError(f"{what} is not UTF-8") from error
+
+
+def parse_context(data: bytes) -> Context:
+    """A serialized context. Raises DecryptionError on duplicate or unsorted keys, bad UTF-8, or slack bytes."""
+    if not data:
+        return MappingProxyType({})
+    reader = _Reader(data)
+    context: dict[str, str] = {}
+    previous = b""
+    try:
+        count = reader.u16()
+        if count == 0:
+            raise DecryptionError("the encryption context has a length but no pairs")
+        for index in range(count):
+            key = reader.take(reader.u16())
+            value = reader.take(reader.u16())
+            if index and key <= previous:
+                what = "twice" if key == previous else "out of order"
+                raise DecryptionError(f"the encryption context has key {key!r} {what}")
+            previous = key
+            context[_text(key, "a context key")] = _text(value, "a context value")
+    except Truncated:
+        raise DecryptionError("the encryption context's lengths do not add up") from None
+    if reader.at != len(data):
+        raise DecryptionError("the encryption context has bytes left over")
+    return MappingProxyType(context)
+
+
+def looks_like_message(start: bytes) -> bool:
+    """Whether a file's first bytes could be a message that this module reads."""
+    return start[:3] == struct.pack(">BH", VERSION, SUITE)
+
+
+def parse_header(data: bytes) -> Header:
+    """The header at the start of `data` (which may go on beyond it).
+
+    Raises Truncated when `data` ends first, DecryptionError when this is no header that is read here.
+    """
+    reader = _Reader(data)
+    version = reader.take(1)[0]
+    if version != VERSION:
+        known = "version 1 has no key commitment" if version == 1 else "not an encrypted message"
+        raise DecryptionError(f"this is not a version 2 message ({known})")
+    suite = reader.u16()
+    if suite != SUITE:
+        raise DecryptionError(f"algorithm suite 0x{suite:04x} is not read here: only 0x{SUITE:04x}")
+    message_id = reader.take(MESSAGE_ID_LENGTH)
+    context = parse_context(reader.take(reader.u16()))
+    count = reader.u16()
+    if not 1 <= count <= MAX_RECIPIENTS:
+        raise DecryptionError(f"the header claims {count} recipients: 1 to {MAX_RECIPIENTS} are read")
+    keys = []
+    for _ in range(count):
+        provider = _text(reader.take(reader.u16()), "a key provider's name")
+        keys.append(EncryptedDataKey(provider, reader.take(reader.u16()), reader.take(reader.u16())))
+        if reader.at > MAX_HEADER:
+            raise DecryptionError(f"the header is longer than {MAX_HEADER} bytes")
+    content_type = reader.take(1)[0]
+    if content_type != _FRAMED:
+        raise DecryptionError(f"content type {content_type} is not read here: only framed (2)")
+    frame_length = reader.u32()
+    if not 1 <= frame_length <= MAX_FRAME_LENGTH:
+        raise DecryptionError(f"frame length {frame_length} is not between 1 and {MAX_FRAME_LENGTH} bytes")
+    commitment = reader.take(KEY_LENGTH)
+    body = data[: reader.at]
+    return Header(
+        suite=suite,
+        message_id=message_id,
+        context=context,
+        encrypted_data_keys=tuple(keys),
+        frame_length=frame_length,
+        commitment=commitment,
+        body=body,
+        tag=reader.take(TAG_LENGTH),
+    )
+
+
+def _derive(data_key: bytes, message_id: bytes, info: bytes) -> bytes:
+    return HKDF(algorithm=SHA512(), length=KEY_LENGTH, salt=message_id, info=info).derive(data_key)
+
+
+class MessageKey:
+    """The keys derived for one message: seals and opens its header and frames.
+
+    HKDF-SHA-512 with the message id as salt (RFC 5869; algorithm suite 0x0478). One object serves any number of
+    threads: AESGCM holds no state between calls.
+    """
+
+    def __init__(self, data_key: bytes, message_id: bytes, suite: int = SUITE) -> None:
+        if len(data_key) != KEY_LENGTH:
+            raise DecryptionError(f"the data key has {len(data_key)} bytes, not {KEY_LENGTH}")
+        self.message_id = message_id
+        self.commitment = _derive(data_key, message_id, b"COMMITKEY")
+        self.aead = AESGCM(_derive(data_key, message_id, struct.pack(">H", suite) + b"DERIVEKEY"))
+
+    @classmethod
+    def open(cls, header: Header, data_key: bytes) -> MessageKey:
+        """The keys of `header`, after its commitment and tag have been verified. Raises DecryptionError."""
+        key = cls(data_key, header.message_id, header.suite)
+        if not hmac.compare_digest(key.commitment, header.commitment):
+            raise DecryptionError("the header does not commit to this key")
+        try:
+            key.aead.decrypt(_HEADER_IV, header.tag, header.body)
+        except InvalidTag:
+            raise DecryptionError("the header was changed: its tag does not verify") from None
+        return key
+
+    def header(
+        self, context: Context, encrypted_data_keys: Sequence[EncryptedDataKey], frame_length: int
+    ) -> Header:
+        """A new header with its tag. Never made twice for one message id: the tag's nonce is fixed."""
+        if not 1 <= len(encrypted_data_keys) <= MAX_RECIPIENTS:
+            raise EncryptionError(
+                f"a message has 1 to {MAX_RECIPIENTS} recipients, not {len(encrypted_data_keys)}"
+            )
+        serialized = serialize_context(context)
+        parts = [
+            struct.pack(">BH", VERSION, SUITE),
+            self.message_id,
+            struct.pack(">H", len(serialized)),
+            serialized,
+            struct.pack(">H", len(encrypted_data_keys)),
+        ]
+        for edk in encrypted_data_keys:
+            for value in (edk.provider.encode(), edk.info, edk.ciphertext):
+                parts += (struct.pack(">H", len(value)), value)
+        parts += (struct.pack(">BI", _FRAMED, frame_length), self.commitment)
+        body = b"".join(parts)
+        if len(body) > MAX_HEADER:
+            raise EncryptionError(f"the header would be longer than {MAX_HEADER} bytes: fewer recipients, less context")
+        return Header(
+            suite=SUITE,
+            message_id=self.message_id,
+            context=context,
+            encrypted_data_keys=tuple(encrypted_data_keys),
+            frame_length=frame_length,
+            commitment=self.commitment,
+            body=body,
+            tag=self.aead.encrypt(_HEADER_IV, b"", body),
+        )
+
+    def frame_aad(self, sequence: int, length: int, *, final: bool) -> bytes:
+        """A frame's AAD: message id, label, sequence number, plaintext length (body AAD of the specification)."""
+        label = _LABEL_FINAL if final else _LABEL_FRAME
+        return self.message_id + label + struct.pack(">IQ", sequence, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the frames of a framed message lie, from its size alone. Proven only by the frames' own tags."""
+
+    header_length: int
+    frame_length: int
+    frames: int  # regular frames before the final one
+    final_length: int  # plaintext bytes in the final frame
+
+    @classmethod
+    def of(cls, header: Header, message_length: int) -> Geometry:
+        """Raises DecryptionError when no whole message of these frames has that size."""
+        rest = message_length - header.length - FINAL_OVERHEAD
+        if rest < 0:
+            raise DecryptionError("the message is cut off: it has no final frame")
+        frames, final = divmod(rest, header.frame_length + FRAME_OVERHEAD)
+        if final > header.frame_length:
+            raise DecryptionError("the message is cut off or has bytes left over: its size fits no whole frames")
+        if frames >= MAX_FRAMES:
+            raise DecryptionError(f"the message has more than {MAX_FRAMES} frames")
+        return cls(header.length, header.frame_length, frames, final)
+
+    @classmethod
+    def plan(cls, header: Header, plaintext_length: int) -> Geometry:
+        """How `plaintext_length` bytes are laid out. Raises EncryptionError when they are too many."""
+        frames = max(0, (plaintext_length - 1) // header.frame_length)
+        if frames >= MAX_FRAMES:
+            raise EncryptionError("too large for the format's frame count: use longer frames")
+        return cls(header.length, header.frame_length, frames, plaintext_length - frames * header.frame_length)
+
+    @property
+    def plaintext_length(self) -> int:
+        return self.frames * self.frame_length + self.final_length
+
+    @property
+    def message_length(self) -> int:
+        return self.header_length + self.frames * (self.frame_length + FRAME_OVERHEAD) + FINAL_OVERHEAD + self.final_length
+
+    def offset(self, index: int) -> int:
+        """Where frame `index` (from 0; `frames` is the final one) starts in the message."""
+        return self.header_length + index * (self.frame_length + FRAME_OVERHEAD)
