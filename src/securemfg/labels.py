@@ -41,9 +41,7 @@ class Sensitivity(Enum):
         try:
             return cls(folded)
         except ValueError:
-            raise ConfigError(
-                f"unknown sensitivity {value!r}{nearest(folded, (m.value for m in cls))}"
-            ) from None
+            raise ConfigError(f"unknown sensitivity {value!r}{nearest(folded, (m.value for m in cls))}") from None
 
     @classmethod
     def strictest(cls, values: Iterable[Sensitivity], default: Sensitivity | None = None) -> Sensitivity:

@@ -15,7 +15,7 @@ from securemfg.settings import FailPolicy, Mode, PlaintextReads, Settings, Track
 
 
 def _order(*loose_to_tight: object) -> Callable[[Any], int]:
-    return lambda value: loose_to_tight.index(value)
+    return loose_to_tight.index
 
 
 def _reads(settings: Settings) -> PlaintextReads:
@@ -88,7 +88,8 @@ def _hosts(limit: Settings) -> str:
 
 def _looser(setting: str, value: object, origin: str, limit: object, lock_file: Path) -> ConfigError:
     return ConfigError(
-        f"'{setting}' = {str(value)!r} ({origin}) is looser than the lock's {str(limit)!r} ({lock_file}): tighten or remove it"
+        f"'{setting}' = {str(value)!r} ({origin}) is looser than the lock's {str(limit)!r} ({lock_file}): "
+        "tighten or remove it"
     )
 
 

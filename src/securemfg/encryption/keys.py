@@ -90,7 +90,9 @@ class RawAesKey:
         try:
             return self._aead.decrypt(edk.info[-IV_LENGTH:], edk.ciphertext, serialize_context(context))
         except (InvalidTag, ValueError):
-            raise DecryptionError(f"key {self.namespace}/{self.name} does not open it: changed, or another key") from None
+            raise DecryptionError(
+                f"key {self.namespace}/{self.name} does not open it: changed, or another key"
+            ) from None
 
 
 class LocalKey(RawAesKey):

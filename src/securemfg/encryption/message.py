@@ -253,14 +253,10 @@ class MessageKey:
             raise DecryptionError("the header was changed: its tag does not verify") from None
         return key
 
-    def header(
-        self, context: Context, encrypted_data_keys: Sequence[EncryptedDataKey], frame_length: int
-    ) -> Header:
+    def header(self, context: Context, encrypted_data_keys: Sequence[EncryptedDataKey], frame_length: int) -> Header:
         """A new header with its tag. Never made twice for one message id: the tag's nonce is fixed."""
         if not 1 <= len(encrypted_data_keys) <= MAX_RECIPIENTS:
-            raise EncryptionError(
-                f"a message has 1 to {MAX_RECIPIENTS} recipients, not {len(encrypted_data_keys)}"
-            )
+            raise EncryptionError(f"a message has 1 to {MAX_RECIPIENTS} recipients, not {len(encrypted_data_keys)}")
         serialized = serialize_context(context)
         parts = [
             struct.pack(">BH", VERSION, SUITE),
@@ -329,7 +325,9 @@ class Geometry:
 
     @property
     def message_length(self) -> int:
-        return self.header_length + self.frames * (self.frame_length + FRAME_OVERHEAD) + FINAL_OVERHEAD + self.final_length
+        return (
+            self.header_length + self.frames * (self.frame_length + FRAME_OVERHEAD) + FINAL_OVERHEAD + self.final_length
+        )
 
     def offset(self, index: int) -> int:
         """Where frame `index` (from 0; `frames` is the final one) starts in the message."""

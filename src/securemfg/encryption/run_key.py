@@ -24,6 +24,8 @@ RUN_PROVIDER: Final = "securemfg-run"
 FOLDER: Final = ".securemfg"
 RECORDS: Final = f"{FOLDER}/keys"
 PURPOSE: Final = "securemfg:purpose"
+DEPTH: Final = "securemfg:depth"  # 1: the message holds the key itself; n: it holds the message of depth n - 1
+_DEPTHS: Final = frozenset(str(depth) for depth in range(1, 17))
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 MAX_WRAPS: Final = 1 << 31  # random 96-bit IVs under one key stay well below 2^32 (NIST SP 800-38D, 8.3)
 MAX_RECORD: Final = 1 << 18  # bytes
@@ -62,10 +64,17 @@ def _record_context(key_id: str, binding: Context) -> dict[str, str]:
     return {PURPOSE: "run-key", "securemfg:run-key": key_id, **binding}
 
 
-def create_run_key(keys: Sequence[Key], binding: Context) -> tuple[RunKey, bytes]:
-    """A new run key and its record, wrapped for every one of `keys`. Raises KeyUnavailable."""
+def create_run_key(groups: Sequence[Sequence[Key]], binding: Context) -> tuple[RunKey, bytes]:
+    """A new run key and its record. Within a group any key opens it; one of every group is needed.
+
+    Several groups (assets with different keys) are nested: the innermost message holds the run key and each further
+    one holds the message before. Raises KeyUnavailable.
+    """
     key_id, key = secrets.token_hex(16), os.urandom(KEY_LENGTH)
-    record = encrypt_bytes(key, key=keys, context=_record_context(key_id, binding))
+    context = _record_context(key_id, binding)
+    record = key
+    for depth, keys in enumerate(groups, start=1):
+        record = encrypt_bytes(record, key=keys, context={**context, DEPTH: str(depth)})
     return RunKey(key_id, key, binding), record
 
 
@@ -73,8 +82,13 @@ def open_run_key(record: bytes, key_id: str, keys: Sequence[Key], binding: Conte
     """The run key of `record`, which must be bound to `key_id` and `binding`. Raises DecryptionError."""
     if len(record) > MAX_RECORD:
         raise DecryptionError(f"the record of run key {key_id} is longer than {MAX_RECORD} bytes")
-    key = decrypt_bytes(record, key=keys, context=_record_context(key_id, binding))
-    return RunKey(key_id, key, binding)
+    expected = _record_context(key_id, binding)
+    depth = parse_header(record).context.get(DEPTH, "")
+    if depth not in _DEPTHS:
+        raise DecryptionError(f"the record of run key {key_id} does not say how deep it is nested")
+    for level in range(int(depth), 0, -1):
+        record = decrypt_bytes(record, key=keys, context={**expected, DEPTH: str(level)})
+    return RunKey(key_id, record, binding)
 
 
 def run_key_ids(header_bytes: bytes) -> tuple[str, ...]:

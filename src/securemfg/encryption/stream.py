@@ -123,7 +123,7 @@ def _open(key: MessageKey, sequence: int, frame: memoryview, out: memoryview, *,
     """Verify and decrypt one whole frame into `out`; return the plaintext's length. Raises DecryptionError."""
     at = 0
     if final:
-        if frame[:4] != FINAL_MARK:
+        if bytes(frame[:4]) != FINAL_MARK:
             raise DecryptionError(f"frame {sequence} is not marked as the final one: cut off, or frames were moved")
         at = 4
     if int.from_bytes(frame[at : at + 4]) != sequence:
@@ -240,9 +240,10 @@ def encrypt_file(
     try:
         message_key, header = _new_message(keys, dict(context or {}), FRAME_LENGTH)
         geometry = Geometry.plan(header, status.st_size)
-        with _target_errors(target), replacing(
-            target, mode=stat.S_IMODE(status.st_mode), durable=durable, overwrite=overwrite
-        ) as out:
+        with (
+            _target_errors(target),
+            replacing(target, mode=stat.S_IMODE(status.st_mode), durable=durable, overwrite=overwrite) as out,
+        ):
             _encrypt_frames(fd, out, message_key, header, geometry, source)
             _unchanged(fd, status, source)
     finally:
@@ -250,9 +251,7 @@ def encrypt_file(
     return _message(target, header, geometry)
 
 
-def _encrypt_frames(
-    fd: int, out: int, key: MessageKey, header: Header, geometry: Geometry, source: Path
-) -> None:
+def _encrypt_frames(fd: int, out: int, key: MessageKey, header: Header, geometry: Geometry, source: Path) -> None:
     start = header.body + header.tag
     if geometry.frames == 0:  # small: one read, one write
         data = bytearray(geometry.final_length)
@@ -304,9 +303,10 @@ def decrypt_file(
         geometry = Geometry.of(header, status.st_size)
         message_key = unlock(header, keys)
         _check_expected(header, context)
-        with _target_errors(target), replacing(
-            target, mode=stat.S_IMODE(status.st_mode), durable=durable, overwrite=overwrite
-        ) as out:
+        with (
+            _target_errors(target),
+            replacing(target, mode=stat.S_IMODE(status.st_mode), durable=durable, overwrite=overwrite) as out,
+        ):
             _decrypt_frames(fd, out, message_key, geometry)
             _unchanged(fd, status, source)
     except DecryptionError as error:
@@ -369,7 +369,9 @@ class _target_errors:  # noqa: N801 - used as a statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise EncryptionError(f"{self.target} cannot be written: {error.strerror}; it was left as it was") from error
+            raise EncryptionError(
+                f"{self.target} cannot be written: {error.strerror}; it was left as it was"
+            ) from error
 
 
 def inspect_file(path: str | os.PathLike[str]) -> Message:
@@ -386,9 +388,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Message:
 # -- bytes ------------------------------------------------------------------------------------------------------------
 
 
-def encrypt_bytes(
-    data: bytes, *, key: Key | str | Sequence[Key | str], context: Context | None = None
-) -> bytes:
+def encrypt_bytes(data: bytes, *, key: Key | str | Sequence[Key | str], context: Context | None = None) -> bytes:
     """`data` as one message. For small things: records, values, texts."""
     message_key, header = _new_message(open_keys(key), dict(context or {}), FRAME_LENGTH)
     geometry = Geometry.plan(header, len(data))
@@ -402,9 +402,7 @@ def encrypt_bytes(
     return bytes(message)
 
 
-def decrypt_bytes(
-    message: bytes, *, key: Key | str | Sequence[Key | str], context: Context | None = None
-) -> bytes:
+def decrypt_bytes(message: bytes, *, key: Key | str | Sequence[Key | str], context: Context | None = None) -> bytes:
     """The plaintext of one message, whole and verified. Raises DecryptionError, KeyUnavailable."""
     header = parse_header(message)
     geometry = Geometry.of(header, len(message))

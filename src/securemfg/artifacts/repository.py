@@ -1,0 +1,348 @@
+"""The MLflow artifact repository that encrypts what goes out and decrypts what comes in, around any other one.
+
+`plugin` makes one for each URI while encrypted artifacts are on.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow.entities import FileInfo
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artifact_path
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+from securemfg.artifacts.keyring import KEYRING
+from securemfg.artifacts.location import Location, Root, check_user_path, join, locate
+from securemfg.artifacts.plugin import Factory, named
+from securemfg.artifacts.protection import Protection
+from securemfg.artifacts.staging import fresh_folder, is_staged, staging_folder
+from securemfg.artifacts.state import STATE
+from securemfg.encryption.message import looks_like_message
+from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RUN_PROVIDER
+from securemfg.encryption.stream import Message, decrypt_file, encrypt_file, inspect_file
+from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
+from securemfg.settings import PlaintextReads
+
+class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow ships no types
+    """Artifacts of `inner`, encrypted on the way out and verified on the way in."""
+
+    def __init__(
+        self,
+        factory: Factory,
+        artifact_uri: str,
+        tracking_uri: str | None = None,
+        registry_uri: str | None = None,
+    ) -> None:
+        super().__init__(artifact_uri, **named(tracking_uri, registry_uri))  # type: ignore[no-untyped-call]
+        self._make = lambda uri: factory(uri, **named(tracking_uri, registry_uri))
+        self._inner = self._make(artifact_uri)
+        self._roots: dict[str, ArtifactRepository] = {artifact_uri.rstrip("/"): self._inner}
+        self._downloads: dict[str, SecureMfgError | None] = {}  # folder being filled -> why it was refused
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        protection = self._protection_for_writing()
+        if protection is None:
+            self._inner.log_artifact(local_file, artifact_path)
+            return
+        source = Path(local_file)
+        self._check(artifact_path, source.name)
+        if not source.is_file():
+            raise EncryptionError(f"{source} is not a file: nothing was logged")
+        path = posixpath.join(artifact_path or "", source.name)
+        with self._refused_is_audited(protection, path):
+            if isinstance(self._inner, LocalArtifactRepository):
+                self._encrypt(protection, source, path, self._local(path, make=True))
+            else:
+                with _folder(protection) as folder:
+                    self._encrypt(protection, source, path, folder / source.name)
+                    self._inner.log_artifact(str(folder / source.name), artifact_path)
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        protection = self._protection_for_writing()
+        if protection is None:
+            self._inner.log_artifacts(local_dir, artifact_path)
+            return
+        self._check(artifact_path)
+        base = Path(local_dir)
+        if not base.is_dir():
+            raise EncryptionError(f"{base} is not a folder: nothing was logged")
+        with self._refused_is_audited(protection, artifact_path or "."):
+            if isinstance(self._inner, LocalArtifactRepository):
+                self._encrypt_tree(protection, base, artifact_path, self._local(artifact_path or "", make=True))
+            else:
+                with _folder(protection) as folder:
+                    self._encrypt_tree(protection, base, artifact_path, folder)
+                    self._inner.log_artifacts(str(folder), artifact_path)
+
+    def _encrypt_tree(self, protection: Protection, base: Path, artifact_path: str | None, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        for folder, folders, files in os.walk(base):
+            relative = Path(folder).relative_to(base)
+            for name in folders:
+                check_user_path(name)
+                (target / relative / name).mkdir(exist_ok=True)
+            for name in files:
+                path = posixpath.join(artifact_path or "", *relative.parts, name)
+                check_user_path(path)
+                self._encrypt(protection, Path(folder, name), path, target / relative / name)
+
+    def _encrypt(self, protection: Protection, source: Path, path: str, target: Path) -> None:
+        location = self._location(path)
+        key = KEYRING.for_writing(location.root, self, protection)
+        message = encrypt_file(source, target, key=key, context=location.binding, durable=False)
+        protection.written[0] += 1
+        protection.written[1] += message.plaintext_length
+        protection.emit(
+            "artifact.encrypted",
+            resource=location.path,
+            kind="artifact",
+            detail=_detail(message, location, key.key_id),
+        )
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        protection = STATE.protection
+        if protection is None:
+            self._inner._download_file(remote_file_path, local_path)
+            return
+        check_user_path(remote_file_path)
+        try:
+            if isinstance(self._inner, LocalArtifactRepository):
+                self._decrypt(protection, self._local(remote_file_path), remote_file_path, Path(local_path))
+            else:
+                with _folder(protection) as folder:
+                    stored = folder / "stored"
+                    self._inner._download_file(remote_file_path, str(stored))
+                    self._decrypt(protection, stored, remote_file_path, Path(local_path))
+        except SecureMfgError as error:
+            protection.emit(
+                "artifact.refused",
+                resource=remote_file_path,
+                kind="artifact",
+                outcome="denied",
+                reason=str(error),
+            )
+            for filling in list(self._downloads):
+                if str(local_path).startswith(filling):
+                    self._downloads[filling] = error
+            raise
+
+    def _decrypt(self, protection: Protection, stored: Path, path: str, target: Path) -> None:
+        location = locate(self.artifact_uri, path)
+        if not stored.is_file():
+            raise MlflowException(f"No such artifact: {path!r}")
+        with stored.open("rb") as file:
+            start = file.read(8)
+        if not looks_like_message(start):
+            self._plaintext(protection, stored, path, target, located=location is not None)
+            return
+        if location is None:
+            raise DecryptionError(
+                f"{join(self.artifact_uri, path)} is encrypted, but no run, model or trace id is in its address: "
+                "open it by its runs:/ or models:/ URI"
+            )
+        claimed = inspect_file(stored)
+        ids = [name.split("/", 1)[1] for name in claimed.recipients if name.startswith(f"{RUN_PROVIDER}/")]
+        if not ids:
+            raise DecryptionError(f"artifact {path!r} was not written for a run key: recipients {claimed.recipients}")
+        keys = [KEYRING.for_reading(key_id, location.root, self, protection) for key_id in ids]
+        message = decrypt_file(stored, target, key=keys, context=location.binding, durable=False)
+        protection.emit(
+            "artifact.decrypted",
+            resource=location.path,
+            kind="artifact",
+            detail=_detail(message, location, ids[0]),
+        )
+
+    def _plaintext(self, protection: Protection, stored: Path, path: str, target: Path, *, located: bool) -> None:
+        rule = protection.plaintext_reads
+        if not located and _is_scratch(self._inner):
+            pass  # MLflow loading what was verified into our staging, or what it has just put into its own folder
+        elif rule is PlaintextReads.REFUSE:
+            raise DecryptionError(
+                f"artifact {path!r} of {self.artifact_uri} is not encrypted, and artifacts.plaintext_reads is 'refuse' "
+                f"({protection.plaintext_origin}): someone planted it, or it is older than securemfg; nothing was loaded"
+            )
+        elif rule is PlaintextReads.AUDIT:
+            protection.emit(
+                "artifact.refused",
+                resource=path,
+                kind="artifact",
+                outcome="failure",
+                reason="plaintext was read (audit only)",
+            )
+        shutil.copyfile(stored, target)
+
+    def download_artifacts(self, artifact_path: str, dst_path: str | None = None) -> str:
+        protection = STATE.protection
+        if protection is None:
+            return str(self._inner.download_artifacts(artifact_path, dst_path))
+        check_user_path(artifact_path)
+        if dst_path is not None and not os.path.isdir(dst_path):
+            return str(super().download_artifacts(artifact_path, dst_path))  # says what is wrong with it
+        folder = (
+            Path(tempfile.mkdtemp(prefix=".securemfg-", dir=dst_path)) if dst_path else fresh_folder(protection.staging)
+        )
+        self._downloads[str(folder)] = None
+        try:
+            downloaded = Path(super().download_artifacts(artifact_path, str(folder)))
+            if dst_path is None:
+                return str(downloaded)
+            _move_into(folder, Path(dst_path))  # nothing is seen before all of it was verified
+            return str(Path(dst_path) / downloaded.relative_to(folder))
+        except MlflowException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            refused = self._downloads[str(folder)]
+            if refused is not None:  # MLflow keeps only its text
+                raise refused from error
+            raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            del self._downloads[str(folder)]
+
+    # -- lists and deletes ------------------------------------------------------------------------------------------
+
+    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        check_user_path(path)
+        return [info for info in self._inner.list_artifacts(path) if posixpath.basename(info.path) != FOLDER]
+
+    def _is_directory(self, artifact_path: str) -> bool:
+        return bool(self._inner._is_directory(artifact_path))
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        check_user_path(artifact_path)
+        self._inner.delete_artifacts(artifact_path)
+
+    def get_local_path(self, artifact_path: str) -> str | None:
+        """None while active: the stored file is ciphertext, so it has to be downloaded."""
+        return None if STATE.protection is not None else self._inner.get_local_path(artifact_path)
+
+    # -- records of run keys ----------------------------------------------------------------------------------------
+
+    def put_record(self, root: Root, path: str, data: bytes) -> None:
+        folder, name = posixpath.split(path)
+        with tempfile.TemporaryDirectory(dir=staging_folder(self._staging())) as temporary:
+            record = Path(temporary, name)
+            record.write_bytes(data)
+            self._at(root).log_artifact(str(record), folder)
+
+    def get_record(self, root: Root, path: str) -> bytes:
+        inner = self._at(root)
+        try:
+            with tempfile.TemporaryDirectory(dir=staging_folder(self._staging())) as temporary:
+                local = Path(temporary, "record")
+                if isinstance(inner, LocalArtifactRepository):
+                    local = Path(inner.artifact_dir, path)
+                else:
+                    inner._download_file(path, str(local))
+                if local.stat().st_size > MAX_RECORD:
+                    raise KeyUnavailable(f"the run key's record {root.uri}/{path} is longer than {MAX_RECORD} bytes")
+                return local.read_bytes()
+        except SecureMfgError:
+            raise
+        except Exception as error:  # every store has errors of its own for this
+            raise KeyUnavailable(
+                f"the run key's record {root.uri}/{path} cannot be had: it was erased, or the store is out of reach ({error})"
+            ) from error
+
+    # -- small parts ------------------------------------------------------------------------------------------------
+
+    def _at(self, root: Root) -> ArtifactRepository:
+        uri = root.uri.rstrip("/")
+        if uri not in self._roots:
+            self._roots[uri] = self._make(uri)
+        return self._roots[uri]
+
+    def _staging(self) -> Path | None:
+        protection = STATE.protection
+        return protection.staging if protection is not None else None
+
+    def _protection_for_writing(self) -> Protection | None:
+        """The rules for a write, or None when it goes out as it is. Raises EncryptionError when we lost a scheme."""
+        protection = STATE.protection
+        if protection is None or protection.sensitivity() < protection.encrypt_from:
+            return None
+        STATE.check_ownership()
+        return protection
+
+    def _location(self, path: str) -> Location:
+        location = locate(self.artifact_uri, path)
+        if location is None:
+            raise EncryptionError(
+                f"{join(self.artifact_uri, path)} belongs to no run, model or trace, so its key cannot be kept: "
+                "log it to a run, or encrypt the file with securemfg.encryption.encrypt_file"
+            )
+        return location
+
+    def _check(self, artifact_path: str | None, name: str = "") -> None:
+        verify_artifact_path(artifact_path)
+        check_user_path(artifact_path)
+        check_user_path(name)
+
+    def _local(self, path: str, *, make: bool = False) -> Path:
+        """The file behind a path of a local store, inside it."""
+        base = Path(self._inner.artifact_dir)
+        target = Path(os.path.normpath(base / path))
+        if target != base and base not in target.parents:
+            raise MlflowException.invalid_parameter_value(f"Invalid artifact path: {path!r}")
+        if make:
+            (target.parent if path else target).mkdir(parents=True, exist_ok=True)
+        return target
+
+    @contextmanager
+    def _refused_is_audited(self, protection: Protection, path: str) -> Iterator[None]:
+        try:
+            yield
+        except SecureMfgError as error:
+            protection.emit("artifact.refused", resource=path, kind="artifact", outcome="failure", reason=str(error))
+            raise
+
+
+def _detail(message: Message, location: Location, key_id: str) -> dict[str, str | int]:
+    return {
+        "root": str(location.root),
+        "bytes": message.plaintext_length,
+        "frames": message.frames,
+        "suite": f"0x{message.suite:04x}",
+        "key": key_id,
+    }
+
+
+@contextmanager
+def _folder(protection: Protection) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=staging_folder(protection.staging)) as folder:
+        yield Path(folder)
+
+
+def _is_scratch(inner: ArtifactRepository) -> bool:
+    """Whether a local repository is what this process staged, or a temporary folder of this user's: no store."""
+    if not isinstance(inner, LocalArtifactRepository):
+        return False
+    here = Path(inner.artifact_dir).resolve()
+    if is_staged(here):
+        return True
+    temporary = Path(tempfile.gettempdir()).resolve()
+    return temporary in here.parents and here.exists() and here.stat().st_uid == os.geteuid()
+
+
+def _move_into(folder: Path, target: Path) -> None:
+    """Move everything below `folder` into `target`, over what is there, and remove `folder`."""
+    for current, folders, files in os.walk(folder):
+        relative = Path(current).relative_to(folder)
+        for name in folders:
+            (target / relative / name).mkdir(exist_ok=True)
+        for name in files:
+            os.replace(Path(current, name), target / relative / name)
+    shutil.rmtree(folder, ignore_errors=True)

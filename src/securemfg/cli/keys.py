@@ -1,0 +1,125 @@
+"""`securemfg keys`: make, list, back up and restore local keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from securemfg.cli.output import Json, ends_well
+from securemfg.errors import ConfigError, EncryptionError, SecureMfgError
+
+
+def add_to(root: typer.Typer) -> None:
+    group = typer.Typer(help="Make, list, back up and restore keys.", no_args_is_help=True)
+    group.command("generate")(generate)
+    group.command("list")(list_keys)
+    group.command("backup")(backup)
+    group.command("restore")(restore)
+    root.add_typer(group, name="keys")
+
+
+def generate(
+    path: Annotated[Path, typer.Argument(help="Where the new key goes; it must not exist.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Make a new local key: 32 random bytes in a file that only you can read."""
+    with ends_well(as_json=as_json) as speaker:
+        from securemfg.encryption.keys import create_local_key
+
+        key = create_local_key(path)
+        _audited("key.created", key.name, path)
+        if as_json:
+            speaker.json({"key": key.name, "path": str(path.absolute()), "text": f"local:{path}"})
+        else:
+            speaker.say(f"made key {key.name} in {path}\nuse it as \"local:{path}\"")
+            speaker.note(
+                f"Whoever loses this file loses the data: keep a copy elsewhere with "
+                f"'securemfg keys backup --key local:{path} FILE'."
+            )
+
+
+def list_keys(*, as_json: Json = False) -> None:
+    """The keys that the settings name, and whether each can be used here."""
+    with ends_well(as_json=as_json) as speaker:
+        from securemfg.config import load
+        from securemfg.encryption.keys import open_key
+
+        config = load()
+        rows: list[dict[str, Any]] = []
+        for name, texts in {"default": config.default_key, **config.settings.keys}.items():
+            for text in (texts,) if isinstance(texts, str) else texts:
+                row = {"name": name, "key": text, "origin": config.origin(f"keys.{name}"), "id": None, "state": "usable"}
+                try:
+                    row["id"] = getattr(open_key(text, folder=config.folder, origin=str(row["origin"])), "name", None)
+                except SecureMfgError as error:
+                    row["state"] = str(error)
+                rows.append(row)
+        if as_json:
+            speaker.json(rows)
+        else:
+            speaker.table(("name", "id", "key", "from", "state"),
+                          [(r["name"], r["id"], r["key"], r["origin"], r["state"]) for r in rows])  # fmt: skip
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="Where the copy goes, best on another medium; it must not exist.")],
+    *,
+    key: Annotated[str | None, typer.Option("--key", help="The key, like local:PATH. Built in: keys.default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a local key to a safe place. The copy opens everything the key opens: guard it as well."""
+    with ends_well(as_json=as_json) as speaker:
+        from securemfg.encryption.keys import KEY_LENGTH, LocalKey, read_private, write_private
+
+        source = _local_path(key)
+        found = LocalKey.open(source, origin="--key" if key else "keys.default")
+        if target.is_dir():
+            target = target / f"{found.name}.key"
+        write_private(target, read_private(source, KEY_LENGTH, origin="keys.default"))
+        if LocalKey.open(target).name != found.name:
+            raise EncryptionError(f"the copy in {target} does not read back as key {found.name}: do not rely on it")
+        _audited("key.backed_up", found.name, target)
+        if as_json:
+            speaker.json({"key": found.name, "path": str(target.absolute())})
+        else:
+            speaker.say(f"copied key {found.name} to {target}, and read it back")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="The backup.")],
+    *,
+    target: Annotated[Path | None, typer.Option("--to", help="Where the key belongs. Built in: keys.default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a backed-up local key back where the settings expect it. An existing key is never overwritten."""
+    with ends_well(as_json=as_json) as speaker:
+        from securemfg.encryption.keys import KEY_LENGTH, LocalKey, read_private, write_private
+
+        place = target or _local_path(None)
+        write_private(place, read_private(source, KEY_LENGTH, origin="the backup"))
+        key = LocalKey.open(place)
+        _audited("key.restored", key.name, place)
+        if as_json:
+            speaker.json({"key": key.name, "path": str(place.absolute())})
+        else:
+            speaker.say(f"restored key {key.name} to {place}")
+
+
+def _local_path(key: str | None) -> Path:
+    from securemfg.config import load
+
+    config = load()
+    text = key or config.default_key
+    if not isinstance(text, str) or not text.startswith("local:"):
+        raise ConfigError(f"only local keys are copied as files, and this one is {text!r}: name one with --key local:PATH")
+    path = Path(text.removeprefix("local:")).expanduser()
+    return path if path.is_absolute() or key else config.folder / path
+
+
+def _audited(action: str, name: str, path: Path) -> None:
+    from securemfg.workflow import default_workflow
+
+    default_workflow().audit(action, resource=name, kind="local-key", detail={"path": str(path)})

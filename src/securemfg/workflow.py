@@ -1,0 +1,740 @@
+"""The workflow: the one place where settings, catalog, audit trail, TLS, credentials and encryption meet.
+
+On entering a step, in this order: strictest sensitivity, access decision, `step.started`, TLS enforcement, encrypted artifacts;
+credentials are leased on first use. On leaving: `step.finished` or `step.failed`, flushed as the fail policy says.
+The module itself is light: each part loads when the first step needs it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from securemfg import context
+from securemfg._step import Plan, Step, step
+from securemfg.context import Scalar, StepContext
+from securemfg.errors import AccessDenied, AuditError, CatalogError, ConfigError, SecureMfgError, nearest
+from securemfg.labels import Sensitivity, Stage
+
+if TYPE_CHECKING:
+    import boto3
+    import httpx
+
+    from securemfg.artifacts.protection import KeyGroups, Protection
+    from securemfg.audit.events import Tags
+    from securemfg.audit.shipper import Shipper
+    from securemfg.audit.trail import Trail
+    from securemfg.config import Config
+    from securemfg.credentials.broker import Broker
+    from securemfg.credentials.grant import Credential
+    from securemfg.encryption.keys import Key
+    from securemfg.governance.access import Decision
+    from securemfg.governance.catalog import Catalog
+    from securemfg.transport.policy import TlsPolicy
+
+__all__ = ["Workflow", "authorize", "aws_session", "current", "default_workflow", "reset", "secret"]
+
+_PROCESS: Final = "process"  # the holder of what is used outside any step
+
+
+class _Prepared:
+    """What is the same for every call of one plan: made once per workflow."""
+
+    __slots__ = ("decision", "fields", "name", "sensitivity", "strict", "tags", "workflow")
+
+    def __init__(self, workflow: Workflow, plan: Plan) -> None:
+        from securemfg.audit.events import Tags
+        from securemfg.settings import FailPolicy
+
+        self.workflow = workflow
+        self.name = plan.name or str(plan.stage)
+        self.sensitivity = workflow.sensitivity_of(plan.assets, plan.sensitivity)
+        self.decision = workflow.decide(str(plan.stage), plan.assets, plan.role)
+        audit = workflow.config.settings.audit
+        self.strict = audit.policy(self.sensitivity) is FailPolicy.FAIL_CLOSED
+        self.tags = Tags.of(
+            role=plan.role, sensitivity=self.sensitivity, stage=plan.stage, site=audit.site, line=audit.line
+        )
+        self.fields = {"decision": self.decision.plain(), "policy_version": self.decision.policy_version}
+
+
+class Workflow:
+    """Settings and the parts made from them. `Workflow.from_config(path)` makes an explicit one; the module-level
+    functions use the process's default one. Constructing does no I/O beyond reading the settings.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._lock = threading.RLock()
+        self._weakenings_told = False
+        self._artifacts_on = False
+        self._home_made = False
+        self._closed = False
+        _workflows.append(self)
+
+    @classmethod
+    def from_config(
+        cls, path: str | os.PathLike[str] | None = None, *, overrides: Mapping[str, Any] | None = None
+    ) -> Workflow:
+        """A workflow by the settings at `path` (a file, or a folder to search from). Raises ConfigError."""
+        from securemfg.config import load
+
+        return cls(load(path, overrides=overrides))
+
+    def __repr__(self) -> str:
+        return f"<Workflow {self.config.source or 'embedded default'}>"
+
+    def __enter__(self) -> Workflow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(
+        self,
+        stage: Stage | str,
+        *,
+        name: str | None = None,
+        assets: Sequence[str] = (),
+        sensitivity: Sensitivity | str | None = None,
+        role: str | None = None,
+        credentials: Sequence[str] = (),
+    ) -> step:
+        """As `securemfg.step`, in this workflow."""
+        return step(
+            stage, name=name, assets=assets, sensitivity=sensitivity, role=role, credentials=credentials, workflow=self
+        )
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def catalog(self) -> Catalog | None:
+        """The data-flow catalog that the settings name, or None. Raises CatalogError."""
+        path = self.config.settings.catalog
+        if path is None:
+            return None
+        from securemfg.governance.catalog import load_catalog
+
+        return load_catalog(path, origin=self.config.origin("catalog"))
+
+    @cached_property
+    def tls_policy(self) -> TlsPolicy:
+        from securemfg.transport.policy import TlsPolicy
+
+        return TlsPolicy.of(self.config)
+
+    @cached_property
+    def trail(self) -> Trail:
+        """The audit trail of this workflow; its journal opens with the first event."""
+        from securemfg.audit.journal import Journal
+        from securemfg.audit.trail import Trail
+
+        audit = self.config.settings.audit
+        journal = Journal(
+            self.config.home / "journal",
+            keys=self.config.home / "keys",
+            checkpoint_events=audit.checkpoint_events,
+            checkpoint_interval=audit.checkpoint_interval,
+        )
+        return Trail(journal, policy_for=audit.policy, deadline=audit.deadline, shipper=self.shipper())
+
+    def shipper(self) -> Shipper | None:
+        cloudwatch = self.config.settings.audit.cloudwatch
+        if cloudwatch is None:
+            return None
+        from securemfg.audit.cloudwatch import logs_client
+        from securemfg.audit.shipper import Shipper
+        from securemfg.transport.enforcement import quiet
+
+        return Shipper(
+            self.config.home / "journal",
+            lambda: logs_client(cloudwatch.region),
+            cloudwatch.log_group,
+            create=cloudwatch.create,
+            guard=quiet,
+        )
+
+    @cached_property
+    def broker(self) -> Broker:
+        from securemfg.credentials.broker import Broker
+        from securemfg.credentials.sources import sources
+
+        settings = self.config.settings
+        return Broker(
+            settings.credentials,
+            sources=sources(self.config),
+            emit=self.emit,
+            origin=self.config.origin,
+        )
+
+    # -- keys -------------------------------------------------------------------------------------------------------
+
+    def keys_for(self, assets: Sequence[str]) -> KeyGroups:
+        """The keys that artifacts of `assets` are encrypted for: one group per asset with keys of its own, else the
+        default. Something of every group is needed to read. Raises KeyUnavailable, ConfigError.
+        """
+        named = [asset for asset in assets if asset in self.config.settings.keys]
+        names = named if named and len(named) == len(assets) else [*named, "default"]
+        texts: dict[str | tuple[str, ...], None] = {}
+        for name in names:
+            texts[self.config.default_key if name == "default" else self.config.settings.keys[name]] = None
+        return tuple(self._open_keys(text) for text in texts)
+
+    def _open_keys(self, text: str | tuple[str, ...]) -> tuple[Key, ...]:
+        with self._lock:
+            opened = self._opened.get(text)
+            if opened is None:
+                self._default_key_exists()
+                from securemfg.encryption.keys import open_key
+
+                texts = (text,) if isinstance(text, str) else text
+                origin = next(
+                    (self.config.origin(f"keys.{n}") for n, t in self.config.settings.keys.items() if t == text), "built-in"
+                )
+                opened = tuple(open_key(one, folder=self.config.folder, origin=origin) for one in texts)
+                self._opened[text] = opened
+            return opened
+
+    @cached_property
+    def _opened(self) -> dict[str | tuple[str, ...], tuple[Key, ...]]:
+        return {}
+
+    def reading_keys(self) -> tuple[Key, ...]:
+        """Every key that the settings name and that can be used here. Raises KeyUnavailable when there is none."""
+        keys: list[Key] = []
+        failures: list[SecureMfgError] = []
+        for text in dict.fromkeys([self.config.default_key, *self.config.settings.keys.values()]):
+            try:
+                keys += self._open_keys(text)
+            except SecureMfgError as error:
+                failures.append(error)
+        if not keys:
+            raise failures[0]
+        return tuple(keys)
+
+    def _default_key_exists(self) -> None:
+        """The embedded default makes its key; with settings, only `init` and `keys generate` do (trust rule 11)."""
+        if not self.config.embedded:
+            return
+        from securemfg.encryption.keys import create_local_key
+
+        path = self.config.home / "keys" / "default.key"
+        if path.exists():
+            return
+        self._make_home()
+        try:
+            key = create_local_key(path)
+        except SecureMfgError:
+            if path.exists():  # another process was faster
+                return
+            raise
+        _say(
+            f"no settings found: using the embedded default in {self.config.home}. Made key {key.name}: whoever loses "
+            f"{path} loses the data; back it up with 'securemfg keys backup'."
+        )
+        self.emit("key.created", resource=key.name, kind="local-key", detail={"path": str(path)})
+
+    def _make_home(self) -> None:
+        if not self._home_made:
+            make_home(self.config.home)
+            self._home_made = True
+
+    # -- policy -----------------------------------------------------------------------------------------------------
+
+    def sensitivity_of(self, assets: Sequence[str], stated: Sensitivity | None = None) -> Sensitivity:
+        """The strictest of `stated` and the assets' own; internal when there is neither. Raises CatalogError."""
+        levels = [stated] if stated is not None else []
+        if assets:
+            if self.catalog is None:
+                raise CatalogError(
+                    f"asset {assets[0]!r} is named, but no catalog is set: set 'catalog' to your data_flow.yaml "
+                    f"({self.config.source or 'no settings file found'})"
+                )
+            levels += [self.catalog.asset(name).sensitivity for name in assets]
+        return Sensitivity.strictest(levels)
+
+    def decide(self, action: str, assets: Sequence[str], role: str | None) -> Decision:
+        from securemfg.governance.access import decide
+
+        return decide(self.catalog, role=role, action=action, assets=assets)
+
+    def authorize(self, action: str, asset: str, *, role: str | None = None) -> Decision:
+        """Decide whether `role` (else the current step's) may do `action` with `asset`; a denial is audited.
+
+        Raises AccessDenied (in mode observe only audited), CatalogError.
+        """
+        here = context.current()
+        decision = self.decide(action, (asset,), role or (here.role if here else None))
+        if not decision.allowed:
+            self._denied(self._tags_here(), asset, decision)
+        return decision
+
+    def _denied(self, tags: Tags, resource: str, decision: Decision) -> None:
+        """Audit a denial, durably, before anything else happens; it stays a denial when that fails."""
+        enforcing = self.config.enforcing
+        refusal = AccessDenied(
+            f"{decision.action} refused: {decision.reason} (policy {decision.policy_version[:12]}, "
+            f"{self.config.settings.catalog}); ask the asset's owner, or name the right role="
+        )
+        try:
+            self.trail.record(
+                tags,
+                "access.denied",
+                resource=resource,
+                kind="asset",
+                outcome="denied",
+                reason=decision.reason,
+                detail=None if enforcing else {"mode": "observe"},
+                fields={"decision": decision.plain(), "policy_version": decision.policy_version},
+                durable=True,
+            )
+        except AuditError as error:
+            raise refusal from error
+        if enforcing:
+            raise refusal
+
+    # -- a step's way in and out ------------------------------------------------------------------------------------
+
+    def enter(self, live: Step) -> None:
+        """Everything that happens before a step's body. Raises what forbids it; then nothing is left on."""
+        plan = live.plan
+        if self.config.disabled:
+            self._enter_disabled(live)
+            return
+        prepared = plan.prepared
+        if prepared is None or prepared.workflow is not self:
+            prepared = plan.prepared = self._prepare(plan)
+        step_id = _uuid7()
+        base: Tags = prepared.tags
+        tags = live.tags = _tags(base.sensitivity, {**base.fields, "session": step_id, "step": prepared.name})
+        here = live.context = StepContext(
+            step_id=step_id,
+            name=prepared.name,
+            stage=plan.stage,
+            sensitivity=prepared.sensitivity,
+            assets=plan.assets,
+            role=plan.role,
+            credentials=plan.credentials,
+        )
+        if not prepared.decision.allowed:
+            self._denied(tags, ", ".join(plan.assets), prepared.decision)
+        self.trail.record(tags, "step.started", fields=prepared.fields, durable=prepared.strict)
+        live.token = context.enter(here)
+        _live[step_id] = live
+        try:
+            self.enforce_tls()
+            try:
+                if not self._artifacts_on:
+                    self.activate_artifacts()
+                live.before = (time.monotonic_ns(), _connections(), self._written())
+            except BaseException:
+                self.release_tls()
+                raise
+        except BaseException as error:
+            self._gone(live)
+            self._record_end(live, error)
+            raise
+
+    def _prepare(self, plan: Plan) -> _Prepared:
+        known = self.config.settings.credentials
+        for name in plan.credentials:
+            if name not in known:
+                raise ConfigError(
+                    f"credential {name!r} is not in the settings ({self.config.source or 'no settings file found'})"
+                    f"{nearest(name, known)}"
+                )
+        self._make_home()
+        self._tell_weakenings()
+        return _Prepared(self, plan)
+
+    def leave(self, live: Step, error: BaseException | None) -> None:
+        """Everything that happens after a step's body. The body's own exception is never masked."""
+        if live.token is None:
+            return
+        self._gone(live)
+        if live.tags is None:  # disabled
+            return
+        try:
+            self.release_tls()
+            self._record_end(live, error)
+            self.trail.settle(live.context.sensitivity)
+        except SecureMfgError as late:
+            if error is None:
+                raise
+            error.add_note(f"securemfg, while leaving {live.context.name}: {late}")
+        finally:
+            if live.context.credentials:
+                self.broker.leave(live.context.step_id)
+
+    def _gone(self, live: Step) -> None:
+        _live.pop(live.context.step_id, None)
+        if live.token is not None:
+            context.leave(live.context, live.token)
+            live.token = None
+
+    def _record_end(self, live: Step, error: BaseException | None) -> None:
+        detail: dict[str, Scalar] = {}
+        if live.before is not None:
+            started, connections, written = live.before
+            detail["duration_us"] = (time.monotonic_ns() - started) // 1000
+            detail.update(_since(connections))
+            files = self._written()[0] - written[0]
+            if files:
+                detail["artifacts_encrypted"] = files
+                detail["artifact_bytes"] = self._written()[1] - written[1]
+        if error is None:
+            self.trail.record(live.tags, "step.finished", detail=detail)
+        else:  # the class only: an exception's text may hold data
+            name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+            self.trail.record(live.tags, "step.failed", outcome="failure", reason=name, detail=detail)
+
+    def _enter_disabled(self, live: Step) -> None:
+        """SECUREMFG_DISABLED=1: nothing is enforced, and that is in the trail when it can be."""
+        with contextlib.suppress(SecureMfgError):
+            self._make_home()
+            self._tell_weakenings()
+        plan = live.plan
+        live.context = StepContext(
+            step_id=_uuid7(), name=plan.name or str(plan.stage), stage=plan.stage,
+            sensitivity=plan.sensitivity or Sensitivity.INTERNAL, assets=plan.assets, role=plan.role,
+            credentials=plan.credentials,
+        )  # fmt: skip
+        live.token = context.enter(live.context)
+        _live[live.context.step_id] = live
+
+    def _tell_weakenings(self) -> None:
+        if self._weakenings_told:
+            return
+        self._weakenings_told = True
+        for weak in self.config.weakenings():
+            _say(f"weakened: {weak.setting} = {weak.value} ({weak.origin}): {weak.meaning}")
+            self.emit(
+                "settings.weakened",
+                resource=weak.setting,
+                kind="setting",
+                reason=weak.meaning,
+                detail={"value": weak.value, "origin": weak.origin},
+            )
+
+    # -- audit ------------------------------------------------------------------------------------------------------
+
+    def record(self, tags: Tags | None, action: str, **event: Any) -> str | None:
+        """One event with `tags`. Raises AuditError as the fail policy says."""
+        if tags is None:  # a disabled step
+            return None
+        return self.trail.record(tags, action, **event)
+
+    def emit(
+        self,
+        action: str,
+        *,
+        resource: str | None = None,
+        kind: str | None = None,
+        outcome: str = "success",
+        reason: str | None = None,
+        detail: Mapping[str, Scalar] | None = None,
+    ) -> str | None:
+        """What the rooms below call (context.Emit): an event with the tags of the step that is current here."""
+        return self.trail.record(
+            self._tags_here(), action, resource=resource, kind=kind, outcome=outcome, reason=reason, detail=detail
+        )
+
+    audit = emit
+
+    def _tags_here(self) -> Tags:
+        here = context.current()
+        if here is not None:
+            live = _live.get(here.step_id)
+            if live is not None and live.tags is not None:
+                tags: Tags = live.tags
+                return tags
+        level = context.strictest_active()
+        tags = self._outside.get(level)
+        if tags is None:
+            from securemfg.audit.events import Tags
+
+            audit = self.config.settings.audit
+            tags = self._outside[level] = Tags.of(sensitivity=level, site=audit.site, line=audit.line)
+        return tags
+
+    @cached_property
+    def _outside(self) -> dict[Sensitivity, Tags]:
+        return {}
+
+    # -- transport --------------------------------------------------------------------------------------------------
+
+    def http_client(self, **options: Any) -> httpx.Client:
+        from securemfg.transport.clients import client
+
+        return client(self.tls_policy, self.emit, **options)
+
+    def async_http_client(self, **options: Any) -> httpx.AsyncClient:
+        from securemfg.transport.clients import async_client
+
+        return async_client(self.tls_policy, self.emit, **options)
+
+    def enforce_tls(self) -> None:
+        from securemfg.transport import enforcement
+
+        enforcement.enforce(self.tls_policy, self._emit)
+
+    def release_tls(self) -> None:
+        from securemfg.transport import enforcement
+
+        enforcement.release(self.tls_policy, self._emit)
+
+    @cached_property
+    def _emit(self) -> context.Emit:
+        return self.emit  # one bound method: comparing a new one each time costs more
+
+    # -- artifacts --------------------------------------------------------------------------------------------------
+
+    def activate_artifacts(self) -> None:
+        """Encrypt what MLflow writes from now on. Raises EncryptionError when MLflow would bypass us."""
+        from securemfg.artifacts.activation import activate
+
+        with self._lock:
+            activate(self.protection)
+            self._artifacts_on = True
+
+    def _written(self) -> tuple[int, int]:
+        files, size = self.protection.written
+        return files, size
+
+    @cached_property
+    def protection(self) -> Protection:
+        from securemfg.artifacts.protection import Protection
+
+        artifacts = self.config.settings.artifacts
+        return Protection(
+            writing_keys=self._writing_keys,
+            reading_keys=self.reading_keys,
+            sensitivity=context.strictest_active,
+            encrypt_from=artifacts.encrypt_from,
+            plaintext_reads=self.config.plaintext_reads,
+            plaintext_origin=self.config.origin("artifacts.plaintext_reads"),
+            emit=self.emit,
+            staging=artifacts.staging,
+        )
+
+    def _writing_keys(self) -> KeyGroups:
+        """The keys of the current step's assets; outside any step, of all that run."""
+        here = context.current()
+        steps = (here,) if here is not None else context.active()
+        return self.keys_for(tuple(dict.fromkeys(asset for one in steps for asset in one.assets)))
+
+    # -- credentials ------------------------------------------------------------------------------------------------
+
+    def credential(self, live: Step, name: str) -> Credential:
+        declared = live.context.credentials
+        if name not in declared:
+            raise ConfigError(
+                f"step {live.context.name!r} does not declare credential {name!r}: add it to credentials=[...]"
+                f"{nearest(name, declared)}"
+            )
+        return self.broker.acquire(name, live.context.step_id, _session_tags(live.context)).credential()
+
+    def secret(self, name: str) -> Credential:
+        """The credential that the settings call `name`, or whose path is `name`, for use outside a step as well."""
+        known = self.config.settings.credentials
+        found = name if name in known else None
+        if found is None:
+            for candidate, settings in known.items():
+                if settings.vault is not None and (settings.vault == name or settings.vault.partition("/")[2] == name):
+                    found = candidate
+        if found is None:
+            raise ConfigError(
+                f"no credential of the settings is called {name!r} or has that path "
+                f"({self.config.source or 'no settings file found'}){nearest(name, known)}"
+            )
+        here = context.current()
+        holder = here.step_id if here is not None and found in here.credentials else _PROCESS
+        return self.broker.acquire(found, holder).credential()
+
+    def aws_client(self, live: Step, service: str, credential: str | None, options: Mapping[str, Any]) -> Any:
+        known = self.config.settings.credentials
+        candidates = [name for name in live.context.credentials if known[name].sts is not None]
+        if credential is None:
+            if len(candidates) != 1:
+                have = ", ".join(candidates) or "none"
+                raise ConfigError(
+                    f"step.aws({service!r}) needs one STS credential and the step declares {have}: "
+                    "declare one in credentials=[...], or name it with credential="
+                )
+            credential = candidates[0]
+        elif credential not in candidates:
+            raise ConfigError(
+                f"{credential!r} is not an STS credential that this step declares{nearest(credential, candidates)}"
+            )
+        from securemfg.credentials.sts import session
+
+        lease = self.broker.acquire(credential, live.context.step_id, _session_tags(live.context))
+        return session(lease, region=known[credential].region).client(service, **options)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Revoke what is leased, stop encrypting, seal the journal. Bounded: about two seconds for credentials, one more
+        for the trail. The workflow can still be used: what it needs opens again.
+        """
+        with self._lock:
+            if self._artifacts_on:
+                from securemfg.artifacts import activation
+
+                activation.reset()
+                self._artifacts_on = False
+            if "broker" in self.__dict__:
+                self.broker.close()
+                del self.__dict__["broker"]
+            if "trail" in self.__dict__:
+                self.trail.close()
+                del self.__dict__["trail"]
+
+
+def make_home(home: os.PathLike[str]) -> None:
+    """The folder of local things: 0700, and git ignores it. Raises ConfigError."""
+    from pathlib import Path
+
+    folder = Path(home)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ignore = folder / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n", encoding="ascii")
+    except OSError as error:
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            raise ConfigError(
+                f"{folder} cannot be made: {error.strerror}; set SECUREMFG_HOME to a folder of your own"
+            ) from error
+        return  # a full or read-only disk is for the fail policy to judge
+
+
+def _session_tags(here: StepContext) -> dict[str, str]:
+    tags = {"Stage": str(here.stage), "Sensitivity": str(here.sensitivity)}
+    return {**tags, "Role": here.role} if here.role else tags
+
+
+def _connections() -> Mapping[Any, int]:
+    from securemfg.transport.enforcement import observed
+
+    return observed()
+
+
+def _since(before: Mapping[Any, int]) -> dict[str, Scalar]:
+    """What connections were made since: how many, and with which versions."""
+    now = _connections()
+    if now == before:
+        return {}
+    fresh = {connection: count - before.get(connection, 0) for connection, count in now.items()}
+    made = [connection for connection, count in fresh.items() if count > 0]
+    protected = [connection for connection in made if connection.version.startswith("TLS")]
+    detail: dict[str, Scalar] = {
+        "tls_connections": sum(fresh[connection] for connection in protected),
+        "tls_versions": ", ".join(sorted({connection.version for connection in protected})),
+    }
+    others = sum(fresh[connection] for connection in made if connection not in protected)
+    if others:
+        detail["tls_exceptions"] = others
+    return detail
+
+
+def _uuid7() -> str:
+    global _uuid7
+    from securemfg.audit.events import uuid7
+
+    _uuid7 = uuid7
+    return uuid7()
+
+
+def _tags(sensitivity: Sensitivity, fields: Mapping[str, Any]) -> Tags:
+    global _tags
+    from securemfg.audit.events import Tags
+
+    def make(sensitivity: Sensitivity, fields: Mapping[str, Any]) -> Tags:
+        return Tags(sensitivity=sensitivity, fields=fields)
+
+    _tags = make
+    return make(sensitivity, fields)
+
+
+def _say(text: str) -> None:
+    """One line for people, on stderr."""
+    print(f"securemfg: {text}", file=sys.stderr)  # noqa: T201
+
+
+# -- the process's default workflow -----------------------------------------------------------------------------------
+
+_live: dict[str, Step] = {}
+_workflows: list[Workflow] = []
+_default: Workflow | None = None
+_default_lock = threading.Lock()
+
+
+def default_workflow() -> Workflow:
+    """The process's default workflow, by the settings found from the working folder upwards. Raises ConfigError."""
+    global _default
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                _default = Workflow.from_config()
+    return _default
+
+
+def current() -> Step:
+    """The step this code runs in. Raises ConfigError outside of one."""
+    here = context.current()
+    live = _live.get(here.step_id) if here is not None else None
+    if live is None:
+        raise ConfigError("there is no current step here: call it inside one, or carry it with securemfg.context.carry")
+    return live
+
+
+def secret(name: str) -> Credential:
+    """A credential of the settings, by name or Vault path, in a step or outside. Its values are Secrets."""
+    return default_workflow().secret(name)
+
+
+def authorize(action: str, asset: str, *, role: str | None = None) -> Decision:
+    """Whether `role` (else the current step's) may do `action` with `asset`. Raises AccessDenied, CatalogError."""
+    return default_workflow().authorize(action, asset, role=role)
+
+
+def aws_session(*, role_arn: str, region: str | None = None) -> boto3.Session:
+    """A boto3 session on short-lived credentials of `role_arn`, renewed by themselves (NIST IA-5, AC-12)."""
+    from securemfg.credentials.sts import assumed_session
+
+    return assumed_session(default_workflow().broker, role_arn, region=region)
+
+
+def reset() -> None:
+    """Close every workflow and forget the default one. For tests and for programs that change their settings."""
+    global _default
+    for workflow in list(_workflows):
+        with contextlib.suppress(SecureMfgError):
+            workflow.close()
+    _workflows.clear()
+    _default = None
+
+
+def _at_exit() -> None:
+    for workflow in list(_workflows):
+        with contextlib.suppress(SecureMfgError):  # an exit is too late to refuse anything
+            workflow.close()
+
+
+def _after_fork() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+    for workflow in _workflows:
+        workflow._lock = threading.RLock()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork)
