@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.parts.moto", "tests.parts.openbao"]
+pytest_plugins = ["tests.parts.mlflow_server", "tests.parts.moto", "tests.parts.openbao"]
 
 
 @pytest.fixture(autouse=True)

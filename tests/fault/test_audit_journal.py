@@ -1,4 +1,4 @@
-"""The journal under faults: killed processes, full and failing disks, torn writes. Real processes and a real full disk."""
+"""The journal under faults: killed processes, full and failing disks, torn writes. Real processes, a real full disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -145,7 +144,13 @@ def test_a_short_write_is_completed_when_it_can_be(tmp_path, kept):
     def write(fd, data, offset):
         if b'"short"' in bytes(data) and next(short, False):
             size = kept if kept >= 0 else len(data) - 1
-            return os.pwrite(fd, bytes(data)[:size], offset) if size else 1 if os.pwrite(fd, bytes(data)[:1], offset) else 0
+            return (
+                os.pwrite(fd, bytes(data)[:size], offset)
+                if size
+                else 1
+                if os.pwrite(fd, bytes(data)[:1], offset)
+                else 0
+            )
         return os.pwrite(fd, data, offset)
 
     journal = Journal(tmp_path / "site" / "journal", disk=Disk(write=write))
@@ -235,7 +240,7 @@ def test_a_read_only_folder_is_an_audit_error_that_names_it(small_disk):
 def test_a_disk_that_turns_read_only_while_writing_loses_no_acknowledged_event(small_disk):
     journal = Journal(small_disk / "site" / "journal")
     journal.append(TAGS, "a", sync=True, deadline=5)
-    # A mount with an open writer cannot be made read-only: a read-only descriptor in the writer's place refuses as well.
+    # A mount with an open writer cannot be made read-only: a read-only descriptor in its place refuses as well.
     (segment,) = journal.folder.glob("*/*.jsonl")
     read_only = os.open(segment, os.O_RDONLY)
     os.dup2(read_only, journal._writer._segment_fd)
@@ -260,9 +265,8 @@ def test_close_does_not_wait_longer_than_asked_for_a_disk_that_hangs(tmp_path):
     journal.append(TAGS, "a", sync=True, deadline=5)
     hang.set()
     journal.append(TAGS, "b")
-    start = time.monotonic()
     with pytest.raises(AuditError, match="not sealed"):
         journal.close(0.2)
-    assert time.monotonic() - start < 10
+    assert verify(journal.folder).tail > 0  # it came back while the disk still hangs
     release.set()
     until(lambda: verify(journal.folder).writers[0].tail == 0, what="the late seal")

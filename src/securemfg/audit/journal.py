@@ -118,7 +118,7 @@ class Journal:
         while True:
             writer = self._writer or self._open()
             try:
-                receipt = Receipt(*writer.append(record, at))
+                receipt = tuple.__new__(Receipt, writer.append(record, at))  # half the cost of calling it
             except Closed:
                 self._forget(writer)
                 continue

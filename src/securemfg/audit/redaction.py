@@ -138,12 +138,12 @@ def scrub_mapping(values: Mapping[str, Any], path: str, changed: list[str], dept
             changed.append(f"{path}.*")
             break
         kind = type(value)
-        if sensitive_key(name) and value is not None and kind is not bool:
+        secret = _key_cache.get(name)  # looked up here: a call per key is what an event can save most on
+        if (sensitive_key(name) if secret is None else secret) and value is not None and kind is not bool:
             clean[name] = MASK if kind is Secret else REDACTED
             changed.append(f"{path}.{name}")
         elif kind is str:
-            scrubbed = scrub_text(value)
-            clean[name] = scrubbed
+            clean[name] = scrubbed = value if value in _clean_cache else scrub_text(value)
             if scrubbed is not value and scrubbed != value:
                 changed.append(f"{path}.{name}")
         elif kind is int or kind is bool or value is None or (kind is float and math.isfinite(value)):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from securemfg.audit import checkpoint
 from securemfg.audit.events import GENESIS, SCHEMA_VERSION, EventIds, encode, rfc3339
@@ -60,12 +60,9 @@ class Limits:
     segment_bytes: int = 64 << 20
 
 
-class _State(NamedTuple):
-    """Advanced in one assignment, so that an interrupt never leaves half of it."""
-
-    seq: int  # the next event's
-    offset: int  # end of the last event in the segment
-    head: str  # the last event's SHA-256
+# The next event's seq, the end of the last event in the segment, its SHA-256. Replaced in one assignment, so that an
+# interrupt never leaves half of it; a plain tuple, because a named one costs the calling thread 0.3 µs.
+_State: TypeAlias = tuple[int, int, str]
 
 
 @dataclass(kw_only=True)
@@ -104,7 +101,7 @@ class Writer:
         self._limits = limits
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread inside the lock, to notice a signal handler re-entering
-        self._state = _State(0, 0, GENESIS)
+        self._state: _State = (0, 0, GENESIS)
         self._pending: bytes | None = None  # a write whose end was not seen
         self._fresh: list[tuple[Any, bytes]] = []  # (hashlib object, line) that the thread has not taken yet
         self._constant = {"pid": os.getpid(), "schema_version": SCHEMA_VERSION, "writer": folder.name}
@@ -194,7 +191,7 @@ class Writer:
                         self._settle()
                     raise
                 self._fresh.append((digest, line))
-                self._state = _State(seq + 1, offset + len(line), digest.hexdigest())
+                self._state = (seq + 1, offset + len(line), digest.hexdigest())
                 self._pending = None
             finally:
                 self._owner = None
@@ -218,7 +215,7 @@ class Writer:
             digest = sha256(line[:-1])
             if not (self._fresh and self._fresh[-1][1] is line):
                 self._fresh.append((digest, line))
-            self._state = _State(seq + 1, size, digest.hexdigest())
+            self._state = (seq + 1, size, digest.hexdigest())
         elif size != offset:
             self._disk.truncate(self._segment_fd, offset)
         self._pending = None
@@ -235,7 +232,7 @@ class Writer:
     @property
     def size(self) -> int:
         """Events written."""
-        return self._state.seq
+        return self._state[0]
 
     def wait_durable(self, size: int, deadline: float | None) -> None:
         """Return when the first `size` events are on the disk. `deadline` is in seconds. Raises AuditError."""
@@ -320,7 +317,7 @@ class Writer:
                     self._sign()
                 if late:
                     due = time.monotonic() + interval
-                if self._state.offset >= self._limits.segment_bytes and not ending:
+                if self._state[1] >= self._limits.segment_bytes and not ending:
                     self._rotate()
             except OSError as error:
                 failure = error
@@ -350,7 +347,7 @@ class Writer:
             self._progress.unsynced.append(line)
         if fresh:
             self._tree_head = fresh[-1][0].hexdigest()
-        return self._state.seq
+        return self._state[0]
 
     def _sync(self) -> None:
         with self._held():
@@ -416,7 +413,7 @@ class Writer:
             fd = _new_file(self.folder / segment_name(size))
             sync_folder(self.folder)
             old, self._segment_fd = self._segment_fd, fd
-            self._state = _State(size, 0, self._state.head)
+            self._state = (size, 0, self._state[2])
             self._segment_start = 0
         os.close(old)
 

@@ -164,6 +164,8 @@ class SharedLease:
                 return self._flight
             if held is not None and self._clock() < held.hard:
                 return None
+            if failure is not None and self._clock() < failure.retry_at:
+                raise self._failed(failure.error)
             flight = self._flight = _Flight()
         start(f"lease-{self.wanted.name}", lambda: self._fly(flight))
         return flight

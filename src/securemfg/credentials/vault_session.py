@@ -32,7 +32,8 @@ def session(
 ) -> requests.Session:
     """A requests session with its own TLS context.
 
-    `plain_to` says whether plain http may go to a (host, port, peer address); `certificate` is (certificate, key) for the cert login. Raises ConfigError when a file cannot be read.
+    `plain_to` says whether plain http may go to a (host, port, peer address); `certificate` is (certificate, key) for
+    the cert login. Raises ConfigError when a file cannot be read.
     """
     import requests
     from requests.adapters import HTTPAdapter

@@ -292,7 +292,7 @@ def _failed(held: Sequence[Activation], error: ssl.SSLError, end: _End) -> None:
 
     The error stays the same object: libraries sort these by class and code.
     """
-    reason = explain(error, host=end.host, policy=held[0].policy)
+    reason = explain(error, host=end.host, policy=held[0].policy, ours=False)
     if reason is None or (end.server_side and reason.code != "tls_version"):
         return
     why = f"client {end.host} speaks at most TLS 1.2" if end.server_side else reason.why

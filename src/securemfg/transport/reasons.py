@@ -39,11 +39,14 @@ def tls_error(error: BaseException) -> ssl.SSLError | None:
     return next(iter(certificate or found), None)
 
 
-def explain(error: BaseException, *, host: str, policy: TlsPolicy) -> Reason | None:
-    """Why the handshake with `host` was refused; None when the failure is no matter of TLS policy."""
+def explain(error: BaseException, *, host: str, policy: TlsPolicy, ours: bool = True) -> Reason | None:
+    """Why the handshake with `host` was refused; None when the failure is no matter of TLS policy.
+
+    `ours=False` for any library's connection, which need not have used `tls.ca_file`.
+    """
     found = tls_error(error)
     if isinstance(found, ssl.SSLCertVerificationError):
-        return _certificate(found, host, policy)
+        return _certificate(found, host, policy, ours=ours)
     reason = getattr(found, "reason", None) or ""
     if reason in _VERSION:
         return Reason(
@@ -78,11 +81,13 @@ def version_name(version: ssl.TLSVersion) -> str:
     return version.name.replace("TLSv", "TLS ").replace("_", ".")
 
 
-def _certificate(error: ssl.SSLCertVerificationError, host: str, policy: TlsPolicy) -> Reason:
+def _certificate(error: ssl.SSLCertVerificationError, host: str, policy: TlsPolicy, *, ours: bool) -> Reason:
     code = error.verify_code
     said = error.verify_message
     bundle = policy.ca_file or "the system's trust store"
     trust = f"set tls.ca_file to the CA's certificate; {bundle} was used (tls.*, {policy.origin})"
+    if not ours:
+        trust = "hand the CA's certificate file to the library in use; securemfg's own clients read tls.ca_file"
     if code == 9:
         return Reason(
             code="not_yet_valid",

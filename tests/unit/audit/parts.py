@@ -13,7 +13,9 @@ TAGS = Tags.of(actor="alice", host="press-4")
 
 
 def tags(sensitivity: Sensitivity = Sensitivity.INTERNAL) -> Tags:
-    step = StepContext(step_id="0192f0aa-0000-7000-8000-000000000000", name="train", stage=Stage.TRAINING, sensitivity=sensitivity)
+    step = StepContext(
+        step_id="0192f0aa-0000-7000-8000-000000000000", name="train", stage=Stage.TRAINING, sensitivity=sensitivity
+    )
     return Tags.of(step, actor="alice", host="press-4", site="plant-1", line="line-2")
 
 

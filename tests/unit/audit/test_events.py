@@ -56,7 +56,13 @@ def test_tags_hold_what_the_step_says_and_an_unbound_role_is_asserted():
 def test_optional_fields_of_the_schema_are_kept_and_others_are_left_out_and_named():
     record = encoded(
         resource="m",
-        fields={"decision": {"allowed": True}, "policy_version": "v", "resource_sha256": "ab", "salary": 1, "model": None},
+        fields={
+            "decision": {"allowed": True},
+            "policy_version": "v",
+            "resource_sha256": "ab",
+            "salary": 1,
+            "model": None,
+        },
     )
     assert record["decision"] == {"allowed": True}
     assert record["resource"] == {"id": "m", "sha256": "ab"}
@@ -66,7 +72,16 @@ def test_optional_fields_of_the_schema_are_kept_and_others_are_left_out_and_name
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), object(), b"raw", 1 << 80, -(1 << 70), "lone \ud800 surrogate", {1: {2: {3: {4: {5: 6}}}}}],
+    [
+        float("nan"),
+        float("inf"),
+        object(),
+        b"raw",
+        1 << 80,
+        -(1 << 70),
+        "lone \ud800 surrogate",
+        {1: {2: {3: {4: {5: 6}}}}},
+    ],
     ids=["nan", "inf", "object", "bytes", "huge", "negative", "surrogate", "deep"],
 )
 def test_a_value_that_cannot_be_kept_is_replaced_and_named_and_the_event_stays(value):
@@ -127,5 +142,8 @@ def test_importing_the_room_stays_light():
     import subprocess
     import sys
 
-    code = "import sys, securemfg.audit; print([m for m in ('orjson','boto3','cryptography','structlog','pydantic') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    heavy = ("orjson", "boto3", "cryptography", "structlog", "pydantic")
+    code = f"import sys, securemfg.audit; print([m for m in {heavy} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -50,7 +50,7 @@ def test_local_files_are_private_and_ignored_by_git(journal):
     home = journal.folder.parent
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert (home / ".gitignore").read_text() == "*\n"
-    files = [path for path in home.rglob("*") if path.is_file() and path.suffix not in {".pub"} and path.name != ".gitignore"]
+    files = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".pub" and path.name != ".gitignore"]
     assert files
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 

@@ -32,7 +32,12 @@ def test_lines_of_structlog_and_of_the_standard_library_carry_the_current_step()
         structlog.get_logger("a").info("outside")
     first, second, outside = lines(stream)
     for line in (first, second):
-        assert (line["step"], line["stage"], line["session"], line["sensitivity"]) == ("train", "training", "s1", "confidential")
+        assert (line["step"], line["stage"], line["session"], line["sensitivity"]) == (
+            "train",
+            "training",
+            "s1",
+            "confidential",
+        )
     assert (first["event"], first["rows"], second["event"], second["level"]) == ("loaded", 3, "odd row", "warning")
     assert "step" not in outside
 

@@ -168,6 +168,13 @@ def test_a_certificate_for_another_host_is_refused(pki: Pki, trail: Trail, call:
     assert set(trail.codes()) == {"wrong_host"}
 
 
+def test_a_certificate_of_an_unknown_issuer_names_the_librarys_own_ca_setting(pki: Pki, trail: Trail) -> None:
+    with pki.server(pki.unknown) as server, enforcing(pki.policy(), trail):
+        with pytest.raises(requests.exceptions.SSLError, match="CA's certificate file to the library in use"):
+            by_requests(f"https://localhost:{server.port}/x", pki.ca.ca_file)
+    assert trail.codes() == ["unknown_issuer"]
+
+
 @pytest.mark.parametrize("call", LIBRARIES, ids=name)
 def test_plain_http_is_refused_before_a_byte_and_the_user_reads_why(pki: Pki, trail: Trail, call: Call) -> None:
     address = non_loopback()
