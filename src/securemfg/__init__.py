@@ -108,7 +108,9 @@ __all__ = [
 
 
 def _default_workflow() -> Any:
-    return importlib.import_module("securemfg.workflow").default_workflow()
+    make = importlib.import_module("securemfg.workflow").default_workflow
+    _context.provide(make)  # from now on directly
+    return make()
 
 
 _context.provide(_default_workflow)

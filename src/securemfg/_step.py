@@ -51,8 +51,13 @@ class Plan:
         self.credentials = credentials
         self.prepared: Any = None  # the workflow's own note: what of it stays the same for every call
 
+    def named(self, name: str) -> Plan:
+        """This plan for the function `name`: a plan of its own, unless the author named the step."""
+        given = self.name or name
+        return Plan(self.stage, given, self.assets, self.sensitivity, self.role, self.credentials)
 
-def plan(
+
+def _planned(
     stage: Stage | str,
     *,
     name: str | None = None,
@@ -96,15 +101,15 @@ class step:  # noqa: N801 - the face's verb: a decorator and a context manager
         credentials: Sequence[str] = (),
         workflow: Workflow | None = None,
     ) -> None:
-        self._plan = plan(
+        self._plan = _planned(
             stage, name=name, assets=assets, sensitivity=sensitivity, role=role, credentials=credentials
         )
         self._workflow = workflow
         self._step: Step | None = None
 
-    def _fresh(self) -> Step:
+    def _fresh(self, plan: Plan) -> Step:
         workflow: Workflow = self._workflow or context.default_workflow()
-        return Step(workflow, self._plan)
+        return Step(workflow, plan)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         code = getattr(function, "__code__", None)
@@ -115,20 +120,19 @@ class step:  # noqa: N801 - the face's verb: a decorator and a context manager
                 f"@step cannot hold a generator: {function.__qualname__} would leave the step at each yield; "
                 "use 'with securemfg.step(...)' around the loop that consumes it"
             )
-        if self._plan.name is None:
-            self._plan.name = function.__qualname__
+        plan = self._plan.named(function.__qualname__)
         if code.co_flags & _COROUTINE:
 
             @functools.wraps(function)
             async def entered(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self._fresh():
+                with self._fresh(plan):
                     return await function(*args, **kwargs)  # type: ignore[misc]  # the flag says it is awaitable
 
         else:
 
             @functools.wraps(function)
             def entered(*args: P.args, **kwargs: P.kwargs) -> R:
-                with self._fresh():
+                with self._fresh(plan):
                     return function(*args, **kwargs)
 
         return entered  # type: ignore[return-value]  # the same signature, synchronous or not
@@ -136,7 +140,7 @@ class step:  # noqa: N801 - the face's verb: a decorator and a context manager
     def __enter__(self) -> Step:
         if self._step is not None:
             raise ConfigError("this step was entered before: a 'with' is single-use, write securemfg.step(...) again")
-        self._step = self._fresh()
+        self._step = self._fresh(self._plan)
         return self._step.__enter__()
 
     def __exit__(

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from securemfg.errors import ConfigError, nearest
 from securemfg.labels import Sensitivity
 from securemfg.lock import check_lock
-from securemfg.settings import LOOPBACK, Mode, PlaintextReads, Settings, Tracking
+from securemfg.settings import LOOPBACK, FailPolicy, Mode, PlaintextReads, Settings, Tracking
 
 __all__ = ["BUILT_IN", "LOCK_FILE", "Config", "Weakening", "load"]
 
@@ -134,9 +134,11 @@ class Config:
         tracking = s.artifacts.tracking
         if tracking is Tracking.ALLOW or (isinstance(tracking, dict) and Tracking.ALLOW in tracking.values()):
             yield weaker("artifacts.tracking", tracking, "params, tags and traces may stay plaintext")
-        for level, policy in s.audit.on_failure.items():
-            built_in = Settings().audit.policy(level)
-            if list(type(policy)).index(policy) < list(type(policy)).index(built_in):
+        order = list(FailPolicy)
+        built_in_audit = Settings().audit
+        for level in Sensitivity:
+            policy, built_in = s.audit.policy(level), built_in_audit.policy(level)
+            if level in s.audit.on_failure and order.index(policy) < order.index(built_in):
                 yield weaker(f"audit.on_failure.{level}", policy, f"work goes on with a weaker trail than {built_in}")
 
 

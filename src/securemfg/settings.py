@@ -6,12 +6,14 @@ No setting holds a secret: where one is needed, the setting names the file or th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from securemfg.labels import Sensitivity, Stage
 
@@ -117,23 +119,33 @@ class CloudWatchSettings(Table):
     create: bool = True  # make the group when it is absent
 
 
+ON_FAILURE: Final[Mapping[Sensitivity, FailPolicy]] = MappingProxyType(
+    {
+        Sensitivity.INTERNAL: FailPolicy.DEGRADE,
+        Sensitivity.CONFIDENTIAL: FailPolicy.BLOCK,
+        Sensitivity.PII: FailPolicy.FAIL_CLOSED,
+    }
+)
+
+
 class AuditSettings(Table):
     cloudwatch: CloudWatchSettings | None = None
     retention: dict[str, Duration] = Field(
         default_factory=lambda: {"inference": timedelta(days=90), "audit": timedelta(days=365)}
     )
-    on_failure: dict[Level, FailPolicy] = Field(
-        default_factory=lambda: {
-            Sensitivity.INTERNAL: FailPolicy.DEGRADE,
-            Sensitivity.CONFIDENTIAL: FailPolicy.BLOCK,
-            Sensitivity.PII: FailPolicy.FAIL_CLOSED,
-        }
-    )
+    on_failure: dict[Level, FailPolicy] = Field(default_factory=dict)  # over ON_FAILURE, level by level
     deadline: Duration = timedelta(seconds=5)  # how long `block` and `fail_closed` wait for durability
     checkpoint_events: Annotated[int, Field(ge=1)] = 1000
     checkpoint_interval: Duration = timedelta(seconds=60)
     site: str | None = None
     line: str | None = None
+
+    @field_validator("on_failure")
+    @classmethod
+    def _over_the_built_in(cls, given: dict[Sensitivity, FailPolicy]) -> dict[Sensitivity, FailPolicy]:
+        """A level that is not named keeps its built-in policy: naming one must not loosen another."""
+        merged = {**ON_FAILURE, **given}
+        return {level: merged[level] for level in sorted(merged)}
 
     def policy(self, sensitivity: Sensitivity) -> FailPolicy:
         """The fail policy of `sensitivity`: each entry holds from its level up."""

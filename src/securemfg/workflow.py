@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from securemfg import context
@@ -47,10 +48,11 @@ _PROCESS: Final = "process"  # the holder of what is used outside any step
 class _Prepared:
     """What is the same for every call of one plan: made once per workflow."""
 
-    __slots__ = ("decision", "fields", "name", "sensitivity", "strict", "tags", "workflow")
+    __slots__ = ("base", "decision", "name", "sensitivity", "started", "strict", "tagged", "workflow")
 
     def __init__(self, workflow: Workflow, plan: Plan) -> None:
         from securemfg.audit.events import Tags
+        from securemfg.audit.redaction import plain
         from securemfg.settings import FailPolicy
 
         self.workflow = workflow
@@ -59,10 +61,15 @@ class _Prepared:
         self.decision = workflow.decide(str(plan.stage), plan.assets, plan.role)
         audit = workflow.config.settings.audit
         self.strict = audit.policy(self.sensitivity) is FailPolicy.FAIL_CLOSED
-        self.tags = Tags.of(
-            role=plan.role, sensitivity=self.sensitivity, stage=plan.stage, site=audit.site, line=audit.line
-        )
-        self.fields = {"decision": self.decision.plain(), "policy_version": self.decision.policy_version}
+        self.tagged = Tags
+        tags = Tags.of(role=plan.role, sensitivity=self.sensitivity, stage=plan.stage, site=audit.site, line=audit.line)
+        self.base = {**tags.fields, "step": self.name}
+        hidden: list[str] = []  # scrubbed once here, not for every call
+        self.started = {
+            **self.base,
+            "decision": plain(self.decision.plain(), "decision", hidden),
+            "policy_version": self.decision.policy_version,
+        }
 
 
 class Workflow:
@@ -312,8 +319,7 @@ class Workflow:
         if prepared is None or prepared.workflow is not self:
             prepared = plan.prepared = self._prepare(plan)
         step_id = _uuid7()
-        base: Tags = prepared.tags
-        tags = live.tags = _tags(base.sensitivity, {**base.fields, "session": step_id, "step": prepared.name})
+        tags = live.tags = prepared.tagged(sensitivity=prepared.sensitivity, fields={**prepared.base, "session": step_id})
         here = live.context = StepContext(
             step_id=step_id,
             name=prepared.name,
@@ -325,7 +331,8 @@ class Workflow:
         )
         if not prepared.decision.allowed:
             self._denied(tags, ", ".join(plan.assets), prepared.decision)
-        self.trail.record(tags, "step.started", fields=prepared.fields, durable=prepared.strict)
+        started = prepared.tagged(sensitivity=prepared.sensitivity, fields={**prepared.started, "session": step_id})
+        self.trail.record(started, "step.started", durable=prepared.strict)
         live.token = context.enter(here)
         _live[step_id] = live
         try:
@@ -333,9 +340,9 @@ class Workflow:
             try:
                 if not self._artifacts_on:
                     self.activate_artifacts()
-                live.before = (time.monotonic_ns(), _connections(), self._written())
+                live.before = (time.monotonic_ns(), self._enforcement.observed(), self._written())
             except BaseException:
-                self.release_tls()
+                self.release_tls(keep=True)
                 raise
         except BaseException as error:
             self._gone(live)
@@ -362,7 +369,7 @@ class Workflow:
         if live.tags is None:  # disabled
             return
         try:
-            self.release_tls()
+            self.release_tls(keep=True)
             self._record_end(live, error)
             self.trail.settle(live.context.sensitivity)
         except SecureMfgError as late:
@@ -384,7 +391,7 @@ class Workflow:
         if live.before is not None:
             started, connections, written = live.before
             detail["duration_us"] = (time.monotonic_ns() - started) // 1000
-            detail.update(_since(connections))
+            detail.update(_since(connections, self._enforcement.observed()))
             files = self._written()[0] - written[0]
             if files:
                 detail["artifacts_encrypted"] = files
@@ -481,14 +488,17 @@ class Workflow:
         return async_client(self.tls_policy, self.emit, **options)
 
     def enforce_tls(self) -> None:
+        """Hold this process's connections to `tls_policy` until `release_tls`. Counted."""
+        self._enforcement.enforce(self.tls_policy, self._emit)
+
+    def release_tls(self, *, keep: bool = False) -> None:
+        self._enforcement.release(self.tls_policy, self._emit, keep=keep)
+
+    @cached_property
+    def _enforcement(self) -> ModuleType:
         from securemfg.transport import enforcement
 
-        enforcement.enforce(self.tls_policy, self._emit)
-
-    def release_tls(self) -> None:
-        from securemfg.transport import enforcement
-
-        enforcement.release(self.tls_policy, self._emit)
+        return enforcement
 
     @cached_property
     def _emit(self) -> context.Emit:
@@ -596,6 +606,8 @@ class Workflow:
             if "trail" in self.__dict__:
                 self.trail.close()
                 del self.__dict__["trail"]
+            if "_enforcement" in self.__dict__:
+                self._enforcement.restore()
 
 
 def make_home(home: os.PathLike[str]) -> None:
@@ -621,16 +633,9 @@ def _session_tags(here: StepContext) -> dict[str, str]:
     return {**tags, "Role": here.role} if here.role else tags
 
 
-def _connections() -> Mapping[Any, int]:
-    from securemfg.transport.enforcement import observed
-
-    return observed()
-
-
-def _since(before: Mapping[Any, int]) -> dict[str, Scalar]:
-    """What connections were made since: how many, and with which versions."""
-    now = _connections()
-    if now == before:
+def _since(before: Mapping[Any, int], now: Mapping[Any, int]) -> dict[str, Scalar]:
+    """What connections were made between two snapshots: how many, and with which versions."""
+    if now is before:
         return {}
     fresh = {connection: count - before.get(connection, 0) for connection, count in now.items()}
     made = [connection for connection, count in fresh.items() if count > 0]
@@ -651,17 +656,6 @@ def _uuid7() -> str:
 
     _uuid7 = uuid7
     return uuid7()
-
-
-def _tags(sensitivity: Sensitivity, fields: Mapping[str, Any]) -> Tags:
-    global _tags
-    from securemfg.audit.events import Tags
-
-    def make(sensitivity: Sensitivity, fields: Mapping[str, Any]) -> Tags:
-        return Tags(sensitivity=sensitivity, fields=fields)
-
-    _tags = make
-    return make(sensitivity, fields)
 
 
 def _say(text: str) -> None:

@@ -237,7 +237,7 @@ def test_each_process_makes_its_own_run_key(local_store: Store, local_experiment
             child = os.fork()
         if child == 0:
             try:
-                mlflow.log_text("child", "child.txt")
+                mlflow.log_text("child", "child.txt", run_id=run.info.run_id)
                 os._exit(0)
             except BaseException:
                 os._exit(1)

@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import Any, Final
 
-from securemfg.artifacts.plugin import Wrapped
+from securemfg.artifacts.plugin import Resolving, Wrapped
 from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.staging import sweep
 from securemfg.artifacts.state import STATE
@@ -95,10 +95,9 @@ def _take_over(module: str) -> None:
             f"this MLflow's {module} has no registry that securemfg knows: nothing is encrypted"
         )
     for scheme, factory in list(registry.items()):
-        if scheme in RESOLVERS or isinstance(factory, Wrapped):
-            continue
-        _saved[scheme] = factory
-        registry[scheme] = Wrapped(scheme, factory)
+        if not isinstance(factory, Wrapped):
+            _saved[scheme] = factory
+            registry[scheme] = (Resolving if scheme in RESOLVERS else Wrapped)(scheme, factory)
     _forget_repositories()
     check_ownership()
 
@@ -108,7 +107,7 @@ def ownership() -> dict[str, bool]:
     registry = _registry()
     if registry is None:
         return {}
-    return {scheme: scheme in RESOLVERS or isinstance(factory, Wrapped) for scheme, factory in registry.items()}
+    return {scheme: isinstance(factory, Wrapped) for scheme, factory in registry.items()}
 
 
 def check_ownership() -> None:

@@ -43,6 +43,22 @@ class Wrapped:
         return f"<securemfg around {self.scheme or 'bare paths'}>"
 
 
+class Resolving(Wrapped):
+    """A factory for `runs:` and `models:`, which look up another URI and ask the registry again.
+
+    MLflow's resolvers swallow what their inner repositories raise, and fill the temporary folder: a refusal is raised
+    again here, and what is downloaded goes to our staging.
+    """
+
+    def __call__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
+        repository = self.inner(artifact_uri, **named(tracking_uri, registry_uri))
+        if STATE.protection is not None:
+            from securemfg.artifacts.refusals import raising
+
+            repository.download_artifacts = raising(repository.download_artifacts)
+        return repository
+
+
 def _built_in(scheme: str, module: str, name: str) -> Wrapped:
     def inner(artifact_uri: str, **options: Any) -> Any:
         return getattr(importlib.import_module(f"mlflow.store.artifact.{module}"), name)(artifact_uri, **options)

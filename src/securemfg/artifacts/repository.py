@@ -22,6 +22,7 @@ from securemfg.artifacts.keyring import KEYRING
 from securemfg.artifacts.location import Location, Root, check_user_path, join, locate
 from securemfg.artifacts.plugin import Factory, named
 from securemfg.artifacts.protection import Protection
+from securemfg.artifacts.refusals import note
 from securemfg.artifacts.staging import fresh_folder, is_staged, staging_folder
 from securemfg.artifacts.state import STATE
 from securemfg.encryption.message import looks_like_message
@@ -204,10 +205,13 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             shutil.rmtree(folder, ignore_errors=True)
             refused = self._downloads[str(folder)]
             if refused is not None:  # MLflow keeps only its text
+                note(refused)
                 raise refused from error
             raise
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, SecureMfgError):
+                note(error)
             raise
         finally:
             del self._downloads[str(folder)]

@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -61,8 +61,7 @@ OPTIONAL: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tags:
+class Tags(NamedTuple):  # not a frozen dataclass: one is made for every step
     """The part of a step's events that does not change while it runs, prepared once by `Tags.of`."""
 
     sensitivity: Sensitivity
@@ -271,4 +270,17 @@ class EventIds:
 
 def uuid7() -> str:
     """One UUIDv7 of now (RFC 9562), for a step's id."""
-    return EventIds().next(time.time_ns())
+    with _ids_lock:
+        return _ids.next(time.time_ns())
+
+
+_ids = EventIds()
+_ids_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _ids, _ids_lock
+    _ids, _ids_lock = EventIds(), threading.Lock()  # else parent and child would count up the same ids
+
+
+os.register_at_fork(after_in_child=_after_fork)

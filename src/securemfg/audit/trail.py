@@ -89,9 +89,16 @@ class Trail:
 
         `durable` returns when the disk has it. Raises AuditError under `block` and `fail_closed`, after the deadline.
         """
+        strict = self._policies[tags.sensitivity] is not FailPolicy.DEGRADE
+        if self._shipping and not (self._spool or strict or durable):  # nearly always
+            try:
+                return self.journal.append(
+                    tags, action, resource=resource, kind=kind, outcome=outcome, reason=reason, detail=detail, fields=fields
+                ).event_id
+            except (AuditError, ReentrantAppend):
+                pass  # again below, at length
         if self._spool:
             self._drain()
-        strict = self._policies[tags.sensitivity] is not FailPolicy.DEGRADE
         event: dict[str, Any] = {
             "tags": tags,
             "action": action,

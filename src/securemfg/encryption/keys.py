@@ -31,6 +31,7 @@ from securemfg.encryption.message import (
     MessageKey,
     serialize_context,
 )
+from securemfg.encryption.target import sync_folder
 from securemfg.errors import ConfigError, DecryptionError, EncryptionError, KeyUnavailable, nearest
 
 LOCAL_PROVIDER: Final = "securemfg"
@@ -136,7 +137,8 @@ def read_private(path: Path, length: int, *, origin: str) -> bytes:
         data = os.read(fd, length + 1)
     finally:
         os.close(fd)
-    for folder in path.absolute().parents:
+    # as named and as it really lies: whoever may replace a folder on either way may replace the key
+    for folder in dict.fromkeys((*path.absolute().parents, *path.parent.resolve().parents, path.parent.resolve())):
         kept = folder.stat()
         sticky = kept.st_mode & stat.S_ISVTX
         if kept.st_uid not in {0, os.geteuid()}:
@@ -151,9 +153,14 @@ def read_private(path: Path, length: int, *, origin: str) -> bytes:
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a secret file once: 0600, durable, never over another. Raises EncryptionError when `path` exists."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    try:
+        for folder in reversed((path.parent, *path.parent.parents)):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)  # each one: parents=True would use the umask above the last
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EncryptionError(f"{path} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
@@ -166,18 +173,17 @@ def write_private(path: Path, data: bytes) -> None:
         raise EncryptionError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def create_local_key(path: Path) -> LocalKey:
     """Make a new random key at `path`, which must not exist. Losing the file loses the data: back it up."""
-    key = os.urandom(KEY_LENGTH)
-    write_private(path, key)
-    return LocalKey.open(path)
+    write_private(path, os.urandom(KEY_LENGTH))
+    try:
+        return LocalKey.open(path)
+    except KeyUnavailable:  # its folder is not private: a key that nobody can use must not stand in the way
+        path.unlink(missing_ok=True)
+        raise
 
 
 def open_key(text: str, *, folder: Path | None = None, origin: str = "argument") -> Key:
@@ -212,12 +218,12 @@ def unlock(header: Header, keys: Sequence[Key]) -> MessageKey:
     for edk in header.encrypted_data_keys:
         matching = [key for key in keys if isinstance(key, OpeningKey) and key.matches(edk)]
         if not matching:
-            tried.append(f"{edk.provider}/{edk.name}: none of the keys at hand")
+            tried.append(f"{edk.shown}: none of the keys at hand")
         for key in matching:
             try:
                 return MessageKey.open(header, key.unwrap(edk, header.context))
             except EncryptionError as error:
-                tried.append(f"{edk.provider}/{edk.name}: {error}")
+                tried.append(f"{edk.shown}: {error}")
     names = ", ".join(repr(key) for key in keys)
     raise DecryptionError(
         f"no key at hand opens this message. Its recipients: {'; '.join(tried)}. Keys at hand: {names}"

@@ -45,6 +45,7 @@ _FRAMED: Final = 2
 _LABEL_FRAME: Final = b"AWSKMSEncryptionClient Frame"
 _LABEL_FINAL: Final = b"AWSKMSEncryptionClient Final Frame"
 _HEADER_IV: Final = bytes(IV_LENGTH)
+_SHOWN: Final = 200  # characters of a recipient in a message for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,13 @@ class EncryptedDataKey:
         tail = self.info[-raw_aes:-IV_LENGTH]
         text = self.info[:-raw_aes] if tail == struct.pack(">II", 128, IV_LENGTH) else self.info
         return text.decode("utf-8", "backslashreplace")
+
+    @property
+    def shown(self) -> str:
+        """provider/name for people: a header's text is anyone's choice, so no control characters and no endless line."""
+        text = f"{self.provider}/{self.name}"
+        safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_SHOWN])
+        return safe if len(text) <= _SHOWN else f"{safe}..."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,6 +275,8 @@ class MessageKey:
         ]
         for edk in encrypted_data_keys:
             for value in (edk.provider.encode(), edk.info, edk.ciphertext):
+                if len(value) > 0xFFFF:
+                    raise EncryptionError(f"the wrapped key for {edk.shown} is too long: 65,535 bytes per field")
                 parts += (struct.pack(">H", len(value)), value)
         parts += (struct.pack(">BI", _FRAMED, frame_length), self.commitment)
         body = b"".join(parts)

@@ -18,7 +18,7 @@ from typing import Final
 from securemfg.encryption.keys import Key, RawAesKey
 from securemfg.encryption.message import KEY_LENGTH, Context, EncryptedDataKey, parse_header
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
-from securemfg.errors import DecryptionError, KeyUnavailable
+from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable
 
 RUN_PROVIDER: Final = "securemfg-run"
 FOLDER: Final = ".securemfg"
@@ -68,13 +68,19 @@ def create_run_key(groups: Sequence[Sequence[Key]], binding: Context) -> tuple[R
     """A new run key and its record. Within a group any key opens it; one of every group is needed.
 
     Several groups (assets with different keys) are nested: the innermost message holds the run key and each further
-    one holds the message before. Raises KeyUnavailable.
+    one holds the message before. Raises KeyUnavailable, EncryptionError.
     """
+    if not groups:  # nesting nothing would leave the key itself as its record
+        raise KeyUnavailable("no key was given for the run key: name at least one")
+    if len(groups) > len(_DEPTHS):
+        raise EncryptionError(f"a run key is nested for at most {len(_DEPTHS)} different keys, not {len(groups)}")
     key_id, key = secrets.token_hex(16), os.urandom(KEY_LENGTH)
     context = _record_context(key_id, binding)
     record = key
     for depth, keys in enumerate(groups, start=1):
         record = encrypt_bytes(record, key=keys, context={**context, DEPTH: str(depth)})
+    if len(record) > MAX_RECORD:  # refused now, not when it is needed
+        raise EncryptionError(f"the run key's record would be longer than {MAX_RECORD} bytes: fewer recipients")
     return RunKey(key_id, key, binding), record
 
 

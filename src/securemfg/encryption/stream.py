@@ -44,6 +44,7 @@ from securemfg.encryption.target import replacing
 from securemfg.errors import DecryptionError, EncryptionError
 
 _PARALLEL_FROM: Final = 4 * FRAME_LENGTH  # bytes; below it a second thread costs more than it brings
+_MODE: Final = 0o777  # of the source's mode; set-uid and set-gid are not handed on
 _HEADER_READ: Final = 1 << 12  # bytes; nearly every header fits
 
 
@@ -81,7 +82,7 @@ def _message(path: Path | None, header: Header, geometry: Geometry) -> Message:
         suite=header.suite,
         message_id=header.message_id.hex(),
         context=dict(header.context),
-        recipients=tuple(f"{edk.provider}/{edk.name}" for edk in header.encrypted_data_keys),
+        recipients=tuple(edk.shown for edk in header.encrypted_data_keys),
         frame_length=header.frame_length,
         frames=geometry.frames + 1,
         plaintext_length=geometry.plaintext_length,
@@ -150,11 +151,14 @@ def _open(key: MessageKey, sequence: int, frame: memoryview, out: memoryview, *,
 # -- positioned input and output --------------------------------------------------------------------------------------
 
 
-def _read_at(fd: int, buffer: memoryview, offset: int) -> int:
-    """Fill `buffer` from `offset`; return how much there was."""
+def _read_at(fd: int, buffer: memoryview, offset: int, source: Path) -> int:
+    """Fill `buffer` from `offset`; return how much there was. Raises EncryptionError."""
     done = 0
     while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], offset + done)
+        try:
+            count = os.preadv(fd, [buffer[done:]], offset + done)
+        except OSError as error:
+            raise EncryptionError(f"{source} cannot be read at byte {offset + done}: {error.strerror}") from error
         if count == 0:
             break
         done += count
@@ -182,12 +186,24 @@ def _run(work: Callable[[Callable[[], int | None]], None], count: int, workers: 
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
             failures.append(error)
 
-    threads = [threading.Thread(target=run, name="securemfg-frames", daemon=True) for _ in range(workers - 1)]
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(workers - 1):
+            thread = threading.Thread(target=run, name="securemfg-frames", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter is ending: fewer do it too
+                break
+            threads.append(thread)
+        run()
+    except BaseException as error:  # noqa: BLE001 - an interrupt: raised below, once the others have ended
+        failures.append(error)
     for thread in threads:
-        thread.start()
-    run()
-    for thread in threads:
-        thread.join()
+        while thread.is_alive():  # a thread that outlived this call would write to a descriptor's next owner
+            try:
+                thread.join()
+            except BaseException as error:  # noqa: BLE001 - as above
+                failures.append(error)
     if failures:
         raise failures[0]
 
@@ -197,17 +213,20 @@ def _run(work: Callable[[Callable[[], int | None]], None], count: int, workers: 
 
 def _open_source(source: Path, target: Path) -> tuple[int, os.stat_result]:
     try:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused, not waited for
     except OSError as error:
         raise EncryptionError(f"{source} cannot be read: {error.strerror}") from error
-    status = os.fstat(fd)
     try:
+        status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise EncryptionError(f"{source} is not a regular file")
         if target.is_dir():
             raise EncryptionError(f"{target} is a folder: name the target file")
         if target.exists() and os.path.samestat(status, target.stat()):
             raise EncryptionError(f"source and target are the same file: {source}")
+    except OSError as error:
+        os.close(fd)
+        raise EncryptionError(f"{target} cannot be written: {error.strerror}") from error
     except BaseException:
         os.close(fd)
         raise
@@ -242,7 +261,7 @@ def encrypt_file(
         geometry = Geometry.plan(header, status.st_size)
         with (
             _target_errors(target),
-            replacing(target, mode=stat.S_IMODE(status.st_mode), durable=durable, overwrite=overwrite) as out,
+            replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
         ):
             _encrypt_frames(fd, out, message_key, header, geometry, source)
             _unchanged(fd, status, source)
@@ -278,7 +297,7 @@ def _encrypt_frames(fd: int, out: int, key: MessageKey, header: Header, geometry
 
 
 def _filled(fd: int, buffer: memoryview, offset: int, source: Path) -> None:
-    if _read_at(fd, buffer, offset) != len(buffer):
+    if _read_at(fd, buffer, offset, source) != len(buffer):
         raise EncryptionError(f"{source} became shorter while it was read: nothing was written")
 
 
@@ -305,9 +324,9 @@ def decrypt_file(
         _check_expected(header, context)
         with (
             _target_errors(target),
-            replacing(target, mode=stat.S_IMODE(status.st_mode), durable=durable, overwrite=overwrite) as out,
+            replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
         ):
-            _decrypt_frames(fd, out, message_key, geometry)
+            _decrypt_frames(fd, out, message_key, geometry, source)
             _unchanged(fd, status, source)
     except DecryptionError as error:
         if str(source) in str(error):
@@ -318,7 +337,7 @@ def decrypt_file(
     return _message(target, header, geometry)
 
 
-def _decrypt_frames(fd: int, out: int, key: MessageKey, geometry: Geometry) -> None:
+def _decrypt_frames(fd: int, out: int, key: MessageKey, geometry: Geometry, source: Path) -> None:
     def work(draw: Callable[[], int | None]) -> None:
         # no larger than the message itself: a frame length is an attacker's choice
         longest = geometry.frame_length if geometry.frames else geometry.final_length
@@ -327,7 +346,7 @@ def _decrypt_frames(fd: int, out: int, key: MessageKey, geometry: Geometry) -> N
         while (index := draw()) is not None:
             final = index == geometry.frames
             whole = frame[: geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD]
-            if _read_at(fd, whole, geometry.offset(index)) != len(whole):
+            if _read_at(fd, whole, geometry.offset(index), source) != len(whole):
                 raise DecryptionError("the message became shorter while it was read")
             length = _open(key, index + 1, whole, plaintext, final=final)
             _write_at(out, plaintext[:length], index * geometry.frame_length)
@@ -338,7 +357,8 @@ def _decrypt_frames(fd: int, out: int, key: MessageKey, geometry: Geometry) -> N
 def _read_header(fd: int, source: Path) -> Header:
     size = _HEADER_READ
     while True:
-        data = os.pread(fd, size, 0)
+        buffer = bytearray(size)
+        data = bytes(buffer[: _read_at(fd, memoryview(buffer), 0, source)])
         try:
             return parse_header(data)
         except Truncated as error:
@@ -375,7 +395,7 @@ class _target_errors:  # noqa: N801 - used as a statement
 
 
 def inspect_file(path: str | os.PathLike[str]) -> Message:
-    """What a message says of itself, without any key. Nothing of it is verified. Raises DecryptionError."""
+    """What a message says of itself, without any key. Nothing of it is verified. Raises EncryptionError."""
     path = Path(path)
     fd, status = _open_source(path, Path(os.devnull))
     try:

@@ -55,7 +55,7 @@ def replacing(target: Path, *, mode: int, durable: bool, overwrite: bool) -> Ite
             _put(name, target, overwrite=overwrite)
             name = None
         if durable:
-            _sync_folder(folder)
+            sync_folder(folder)
     finally:
         os.close(fd)
         if name is not None:
@@ -96,7 +96,8 @@ def _put(name: Path, target: Path, *, overwrite: bool) -> None:
     name.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -19,7 +19,7 @@ from securemfg.transport import choke, guard, patching
 from securemfg.transport.observation import Activation, Connection, observed, quiet, refused_count
 from securemfg.transport.policy import TlsPolicy
 
-__all__ = ["Connection", "active", "enforce", "observed", "quiet", "refused_count", "release"]
+__all__ = ["Connection", "active", "enforce", "observed", "quiet", "refused_count", "release", "restore"]
 
 
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ _lock = threading.Lock()
 _holds: Final[list[_Hold]] = []
 _activations: tuple[Activation, ...] = ()
 _choke: list[patching.Patch] = []
+_idle: Activation | None = None  # the last one released
 
 
 def enforce(policy: TlsPolicy, emit: Emit) -> None:
@@ -47,19 +48,25 @@ def enforce(policy: TlsPolicy, emit: Emit) -> None:
             if (held.policy is policy or held.policy == policy) and held.emit == emit:
                 hold.count += 1
                 return
-        if not _holds:
+        if not _choke:
             _install()
-        _holds.append(_Hold(Activation(policy, emit), 1))
-        _activations = tuple(hold.activation for hold in _holds)
+        if _idle is not None and _idle.policy is policy and _idle.emit is emit:
+            activation = _idle  # the next step of a loop
+        else:
+            activation = Activation(policy, emit)
+        _holds.append(_Hold(activation, 1))
+        _activations = (*_activations, activation)
 
 
-def release(policy: TlsPolicy | None = None, emit: Emit | None = None) -> None:
+def release(policy: TlsPolicy | None = None, emit: Emit | None = None, *, keep: bool = False) -> None:
     """Give up one `enforce`: of `policy` (and `emit`) when named, else the latest. The last one restores all
     classes.
 
+    With `keep` the patches stay in place and let everything pass, for an `enforce` that soon comes again: between
+    two steps of a loop, patching costs more than all else. `restore` takes them out.
     Raises TransportError when there is nothing to release: it would be somebody else's.
     """
-    global _activations
+    global _activations, _idle
     with _lock:
         for index in range(len(_holds) - 1, -1, -1):
             held = _holds[index].activation
@@ -72,9 +79,16 @@ def release(policy: TlsPolicy | None = None, emit: Emit | None = None) -> None:
         _holds[index].count -= 1
         if _holds[index].count:
             return
-        del _holds[index]
+        _idle = _holds.pop(index).activation
         _activations = tuple(hold.activation for hold in _holds)
-        if not _holds:
+        if not _holds and not keep:
+            _uninstall()
+
+
+def restore() -> None:
+    """Put every class back as it was, unless somebody enforces now."""
+    with _lock:
+        if _choke and not _holds:
             _uninstall()
 
 
@@ -95,9 +109,10 @@ def _install() -> None:
 
 
 def _uninstall() -> None:
-    global _choke
+    global _choke, _idle
     patching.revert(_choke)
     _choke = []
+    _idle = None
     guard.uninstall()
 
 

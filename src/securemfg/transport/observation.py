@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from securemfg.context import Emit, Scalar
@@ -73,13 +74,18 @@ class _Thread(threading.local):
 _thread = _Thread()
 _lock = threading.Lock()
 _seen: dict[Connection, int] = {}
+_snapshot: Mapping[Connection, int] | None = None  # of _seen, until the next connection
 _refused = 0
 
 
 def observed() -> Mapping[Connection, int]:
     """A snapshot: every kind of connection seen so far in this process, and how often."""
-    with _lock:
-        return dict(_seen)
+    global _snapshot
+    snapshot = _snapshot
+    if snapshot is None:
+        with _lock:
+            snapshot = _snapshot = MappingProxyType(dict(_seen))
+    return snapshot
 
 
 def refused_count() -> int:
@@ -89,7 +95,9 @@ def refused_count() -> int:
 
 def record(connection: Connection) -> None:
     """Count one connection."""
+    global _snapshot
     with _lock:
+        _snapshot = None
         if connection not in _seen and len(_seen) >= _MOST:
             connection = Connection(host=_OTHERS, port=None, version=connection.version, side=connection.side)
         _seen[connection] = _seen.get(connection, 0) + 1

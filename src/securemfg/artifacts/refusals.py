@@ -1,0 +1,53 @@
+"""Refusals that MLflow would swallow: remembered per thread while a resolver runs, and raised when it is done."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from securemfg.artifacts.staging import fresh_folder
+from securemfg.artifacts.state import STATE
+from securemfg.errors import SecureMfgError
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.collecting: list[list[SecureMfgError]] = []
+
+
+_thread = _Thread()
+
+
+def note(error: SecureMfgError) -> None:
+    """Remember a refusal for the resolver that is running in this thread, if any."""
+    for collected in _thread.collecting:
+        collected.append(error)
+
+
+def raising(download: Callable[..., Any]) -> Callable[..., Any]:
+    """A resolver's `download_artifacts` that stages what it loads, and raises what was refused on the way."""
+
+    @functools.wraps(download)
+    def downloaded(artifact_path: str, dst_path: str | None = None, **options: Any) -> Any:
+        protection = STATE.protection
+        if protection is not None and dst_path is None:
+            dst_path = str(fresh_folder(protection.staging))
+        collected: list[SecureMfgError] = []
+        _thread.collecting.append(collected)
+        try:
+            result = download(artifact_path, dst_path, **options)
+        except SecureMfgError:
+            raise
+        except Exception as error:
+            if collected:
+                raise collected[0] from error
+            raise
+        finally:
+            _thread.collecting.remove(collected)
+        if collected:
+            raise collected[0]
+        return result
+
+    return downloaded
