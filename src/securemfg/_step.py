@@ -161,10 +161,10 @@ class step:  # noqa: N801 - the face's verb: a decorator and a context manager
 class Step:
     """A step while it runs: its plain data, and clients that hold to its rules."""
 
-    __slots__ = ("_http", "_workflow", "before", "context", "plan", "tags", "token")
+    __slots__ = ("_http", "before", "context", "plan", "tags", "token", "workflow")
 
     def __init__(self, workflow: Workflow, plan: Plan) -> None:
-        self._workflow = workflow
+        self.workflow = workflow
         self._http: Any = None
         self.plan = plan
         self.context: StepContext
@@ -176,7 +176,7 @@ class Step:
         return f"<step {self.plan.name or self.plan.stage} ({self.plan.stage})>"
 
     def __enter__(self) -> Step:
-        self._workflow.enter(self)
+        self.workflow.enter(self)
         return self
 
     def __exit__(
@@ -184,7 +184,7 @@ class Step:
     ) -> None:
         if self._http is not None:
             self._http.close()
-        self._workflow.leave(self, error)
+        self.workflow.leave(self, error)
 
     @property
     def name(self) -> str:
@@ -202,7 +202,7 @@ class Step:
     def http(self) -> httpx.Client:
         """An httpx.Client that speaks TLS 1.3 only; closed with the step."""
         if self._http is None:
-            self._http = self._workflow.http_client()
+            self._http = self.workflow.http_client()
         client: httpx.Client = self._http
         return client
 
@@ -211,14 +211,14 @@ class Step:
 
         Raises ConfigError when the step has none, or several and none was named.
         """
-        return self._workflow.aws_client(self, service, credential, options)
+        return self.workflow.aws_client(self, service, credential, options)
 
     def credential(self, name: str) -> Credential:
         """The credential `name`: leased now or before, fresh enough to use. Its values are Secrets.
 
         Raises ConfigError when the step does not declare it, CredentialError when it cannot be had.
         """
-        return self._workflow.credential(self, name)
+        return self.workflow.credential(self, name)
 
     def audit(
         self,
@@ -231,6 +231,6 @@ class Step:
         detail: Mapping[str, Scalar] | None = None,
     ) -> str | None:
         """Record an event of the user's own with this step's tags; returns its id."""
-        return self._workflow.record(
+        return self.workflow.record(
             self.tags, action, resource=resource, kind=kind, outcome=outcome, reason=reason, detail=detail
         )

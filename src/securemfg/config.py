@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -87,13 +87,8 @@ class Config:
         return self.settings.keys.get("default", f"local:{self.home / 'keys' / 'default.key'}")
 
     def origin(self, setting: str) -> str:
-        """Where the value of a dotted setting came from: the nearest table that was set, else `built-in`."""
-        parts = setting.split(".")
-        for end in range(len(parts), 0, -1):
-            found = self.origins.get(".".join(parts[:end]))
-            if found is not None:
-                return found
-        return BUILT_IN
+        """Where the value of a dotted setting came from: it, the nearest table around it, or its own entries."""
+        return _origin(self.origins, setting)
 
     def path(self, value: Path) -> Path:
         """A path from the settings, made absolute against the settings file's folder."""
@@ -168,7 +163,7 @@ def load(
         _put(merged, origins, tuple(setting.split(".")), value, "argument")
     base = files[-1].parent if files else start
     settings = _validate(merged, origins)
-    check_lock(settings, origins, lock_file)
+    check_lock(settings, partial(_origin, origins), lock_file)
     config = Config(
         settings=_absolute(settings, base),
         origins=origins,
@@ -180,6 +175,17 @@ def load(
     )
     _check_keys(config)
     return config
+
+
+def _origin(origins: Mapping[str, str], setting: str) -> str:
+    known = {name.replace("_", "-").lower(): origin for name, origin in origins.items()}  # ip_sensitive, ip-sensitive
+    parts = setting.replace("_", "-").lower().split(".")
+    for end in range(len(parts), 0, -1):
+        found = known.get(".".join(parts[:end]))
+        if found is not None:
+            return found
+    inside = [origin for name, origin in known.items() if name.startswith(".".join(parts) + ".")]
+    return ", ".join(dict.fromkeys(inside)) or BUILT_IN
 
 
 def _switch(environ: Mapping[str, str]) -> bool:
@@ -224,10 +230,16 @@ def _parse(file: Path) -> dict[str, Any]:
 
 
 def _table(pyproject: Path) -> dict[str, Any] | None:
-    if "securemfg" not in pyproject.read_text(encoding="utf-8", errors="replace"):
-        return None  # not ours; whether it is valid is not our business
-    table = _parse(pyproject).get("tool", {}).get("securemfg")
-    return table if isinstance(table, dict) else None
+    try:
+        if b"securemfg" not in pyproject.read_bytes():
+            return None  # not ours; whether it is valid is not our business
+    except OSError as error:  # it may hold settings: to go on without them would loosen what they tighten
+        raise ConfigError(f"{pyproject} cannot be read: {error.strerror}; check its owner and mode") from error
+    tools = _parse(pyproject).get("tool")
+    table = tools.get("securemfg") if isinstance(tools, dict) else None
+    if table is not None and not isinstance(table, dict):
+        raise ConfigError(f"'tool.securemfg' must be a table, got {table!r} ({pyproject})")
+    return table
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -252,13 +264,17 @@ def _put(into: dict[str, Any], origins: dict[str, str], path: tuple[str, ...], v
     if isinstance(value, Mapping) and value:
         _merge(into, origins, value, origin, path)
         return
-    for key in path[:-1]:
+    for end, key in enumerate(path[:-1], start=1):
         nested = into.setdefault(key, {})
-        if not isinstance(nested, dict):
+        if not isinstance(nested, dict):  # a table takes a value's place, and the value's origin goes with it
             nested = into[key] = {}
+        origins.pop(".".join(path[:end]), None)
         into = nested
     into[path[-1]] = value
-    origins[".".join(path)] = origin
+    dotted = ".".join(path)
+    for replaced in [name for name in origins if name.startswith(f"{dotted}.")]:
+        del origins[replaced]
+    origins[dotted] = origin
 
 
 def _merge_environment(into: dict[str, Any], origins: dict[str, str], environ: Mapping[str, str]) -> None:

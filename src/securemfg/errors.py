@@ -55,7 +55,7 @@ class CatalogError(SecureMfgError):
     """The data-flow catalog is malformed or does not know an asset."""
 
 
-class AccessDenied(SecureMfgError):  # noqa: N818 - the field's standard term
+class AccessDenied(SecureMfgError):
     """The access decision was no. It is in the audit trail before this is raised (NIST AC-3, AU-12)."""
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from pydantic import ValidationError
 
 from securemfg.errors import ConfigError, nearest
 from securemfg.labels import Sensitivity
-from securemfg.settings import FailPolicy, Mode, PlaintextReads, Settings, Tracking
+from securemfg.settings import AllowEntry, FailPolicy, Mode, PlaintextReads, Settings, Tracking
+
+Origin: TypeAlias = Callable[[str], str]
 
 
 def _order(*loose_to_tight: object) -> Callable[[Any], int]:
@@ -25,8 +28,7 @@ def _reads(settings: Settings) -> PlaintextReads:
 
 def _tracking(settings: Settings) -> Tracking:
     value = settings.artifacts.tracking
-    rank = list(_TRACKING)
-    return min(value.values(), key=rank.index) if isinstance(value, dict) else value
+    return min(value.values(), key=_TRACKING.index, default=Tracking.SEAL) if isinstance(value, dict) else value
 
 
 _TRACKING: Final = (Tracking.ALLOW, Tracking.REDACT, Tracking.SEAL)
@@ -44,18 +46,25 @@ _LOCKABLE: Final[Mapping[str, tuple[Callable[[Settings], Any], Callable[[Any], i
 }
 
 
-def check_lock(settings: Settings, origins: Mapping[str, str], lock_file: Path) -> None:
-    """Raise ConfigError when a setting in force is looser than the lock. No file, no lock."""
+def check_lock(settings: Settings, origin: Origin, lock_file: Path) -> None:
+    """Raise ConfigError when a setting in force is looser than the lock. No file, no lock.
+
+    `origin` says where the value of a dotted setting came from.
+    """
     try:
         text = lock_file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return
-    except OSError as error:  # a lock that cannot be read must not be taken for no lock
-        raise ConfigError(f"the lock {lock_file} cannot be read: {error.strerror}; check its mode") from error
+    except (OSError, UnicodeDecodeError) as error:  # a lock that cannot be read must not be taken for no lock
+        raise ConfigError(f"the lock {lock_file} cannot be read: {error}; check its mode") from error
     try:
-        table = tomllib.loads(text).get("lock", {})
+        document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the lock {lock_file} is not valid TOML: {error}") from error
+    for name in document:
+        if name != "lock":  # a misspelled [lock] must not be taken for no lock
+            raise ConfigError(f"unknown table {name!r} ({lock_file}){nearest(name, ['lock'])}")
+    table = document.get("lock", {})
     try:
         limit = Settings.model_validate(table)
     except ValidationError as error:
@@ -63,23 +72,35 @@ def check_lock(settings: Settings, origins: Mapping[str, str], lock_file: Path) 
         dotted = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"[lock] {dotted!r} is not valid: {first['msg']} ({lock_file})") from None
     for setting in _named(table):
-        origin = origins.get(setting, "built-in")
         if setting in _LOCKABLE:
             value_of, tightness = _LOCKABLE[setting]
             if tightness(value_of(settings)) < tightness(value_of(limit)):
-                raise _looser(setting, value_of(settings), origin, value_of(limit), lock_file)
+                raise _looser(setting, value_of(settings), origin(setting), value_of(limit), lock_file)
         elif setting == "tls.allow":
-            extra = [entry for entry in settings.tls.allow if entry not in limit.tls.allow]
+            extra = [e for e in settings.tls.allow if not any(_covers(wide, e) for wide in limit.tls.allow)]
             if extra:
-                raise _looser(setting, extra[0].host, origin, _hosts(limit), lock_file)
+                raise _looser(setting, extra[0].host, origin(setting), _hosts(limit), lock_file)
         elif setting.startswith("audit.on_failure."):
             level = Sensitivity.parse(setting.rsplit(".", 1)[1])
-            mine, theirs = settings.audit.policy(level), limit.audit.policy(level)
-            if list(FailPolicy).index(mine) < list(FailPolicy).index(theirs):
-                raise _looser(setting, mine, origin, theirs, lock_file)
+            theirs = limit.audit.on_failure[level]
+            for held in (one for one in Sensitivity if one >= level):  # a lock too holds from its level up
+                mine = settings.audit.policy(held)
+                if list(FailPolicy).index(mine) < list(FailPolicy).index(theirs):
+                    name = f"audit.on_failure.{held}"
+                    raise _looser(name, mine, origin(name), theirs, lock_file)
         else:
             known = (*_LOCKABLE, "tls.allow", "audit.on_failure")
             raise ConfigError(f"[lock] cannot hold {setting!r} ({lock_file}){nearest(setting, known)}")
+
+
+def _covers(limit: AllowEntry, entry: AllowEntry) -> bool:
+    """Whether `entry` allows nothing that `limit` does not. The reason is free."""
+    ends = None if limit.expires is None else date.fromisoformat(limit.expires)
+    return (
+        (limit.host.lower(), limit.floor) == (entry.host.lower(), entry.floor)
+        and limit.port in {None, entry.port}
+        and (ends is None or (entry.expires is not None and date.fromisoformat(entry.expires) <= ends))
+    )
 
 
 def _hosts(limit: Settings) -> str:
@@ -89,7 +110,7 @@ def _hosts(limit: Settings) -> str:
 def _looser(setting: str, value: object, origin: str, limit: object, lock_file: Path) -> ConfigError:
     return ConfigError(
         f"'{setting}' = {str(value)!r} ({origin}) is looser than the lock's {str(limit)!r} ({lock_file}): "
-        "tighten or remove it"
+        "set it at least as tight"
     )
 
 

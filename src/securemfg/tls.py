@@ -37,7 +37,9 @@ def enforce() -> None:
 
     On inside every step. What it does not reach: docs/explanation/threat-model.md.
     """
-    _workflow().enforce_tls()
+    workflow = _workflow()
+    workflow._tell_weakenings()
+    workflow.enforce_tls()
 
 
 def release() -> None:

@@ -16,12 +16,20 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from securemfg import context
 from securemfg._step import Plan, Step, step
 from securemfg.context import Scalar, StepContext
-from securemfg.errors import AccessDenied, AuditError, CatalogError, ConfigError, SecureMfgError, nearest
+from securemfg.errors import (
+    AccessDenied,
+    AuditError,
+    CatalogError,
+    ConfigError,
+    EncryptionError,
+    SecureMfgError,
+    nearest,
+)
 from securemfg.labels import Sensitivity, Stage
 
 if TYPE_CHECKING:
@@ -81,7 +89,7 @@ class Workflow:
         self.config = config
         self._lock = threading.RLock()
         self._weakenings_told = False
-        self._artifacts_on = False
+        self._artifacts_held = False  # from the first step until `close`
         self._home_made = False
         self._closed = False
         _workflows.append(self)
@@ -203,7 +211,8 @@ class Workflow:
 
                 texts = (text,) if isinstance(text, str) else text
                 origin = next(
-                    (self.config.origin(f"keys.{n}") for n, t in self.config.settings.keys.items() if t == text), "built-in"
+                    (self.config.origin(f"keys.{n}") for n, t in self.config.settings.keys.items() if t == text),
+                    "built-in",
                 )
                 opened = tuple(open_key(one, folder=self.config.folder, origin=origin) for one in texts)
                 self._opened[text] = opened
@@ -285,7 +294,8 @@ class Workflow:
 
     def _denied(self, tags: Tags, resource: str, decision: Decision) -> None:
         """Audit a denial, durably, before anything else happens; it stays a denial when that fails."""
-        enforcing = self.config.enforcing
+        enforcing = self.config.enforcing and not self.config.disabled
+        mode = "disabled" if self.config.disabled else "observe"
         refusal = AccessDenied(
             f"{decision.action} refused: {decision.reason} (policy {decision.policy_version[:12]}, "
             f"{self.config.settings.catalog}); ask the asset's owner, or name the right role="
@@ -298,11 +308,13 @@ class Workflow:
                 kind="asset",
                 outcome="denied",
                 reason=decision.reason,
-                detail=None if enforcing else {"mode": "observe"},
+                detail=None if enforcing else {"mode": mode},
                 fields={"decision": decision.plain(), "policy_version": decision.policy_version},
                 durable=True,
             )
         except AuditError as error:
+            if not enforcing:
+                raise
             raise refusal from error
         if enforcing:
             raise refusal
@@ -319,7 +331,9 @@ class Workflow:
         if prepared is None or prepared.workflow is not self:
             prepared = plan.prepared = self._prepare(plan)
         step_id = _uuid7()
-        tags = live.tags = prepared.tagged(sensitivity=prepared.sensitivity, fields={**prepared.base, "session": step_id})
+        tags = live.tags = prepared.tagged(
+            sensitivity=prepared.sensitivity, fields={**prepared.base, "session": step_id}
+        )
         here = live.context = StepContext(
             step_id=step_id,
             name=prepared.name,
@@ -338,15 +352,18 @@ class Workflow:
         try:
             self.enforce_tls()
             try:
-                if not self._artifacts_on:
-                    self.activate_artifacts()
+                if not self._artifacts_held or not _encryption_on():
+                    self._hold_artifacts()
                 live.before = (time.monotonic_ns(), self._enforcement.observed(), self._written())
             except BaseException:
                 self.release_tls(keep=True)
                 raise
         except BaseException as error:
             self._gone(live)
-            self._record_end(live, error)
+            try:
+                self._record_end(live, error)
+            except SecureMfgError as late:
+                error.add_note(f"securemfg, while leaving {here.name}: {late}")
             raise
 
     def _prepare(self, plan: Plan) -> _Prepared:
@@ -367,6 +384,7 @@ class Workflow:
             return
         self._gone(live)
         if live.tags is None:  # disabled
+            self._leases_end(live)
             return
         try:
             self.release_tls(keep=True)
@@ -377,8 +395,11 @@ class Workflow:
                 raise
             error.add_note(f"securemfg, while leaving {live.context.name}: {late}")
         finally:
-            if live.context.credentials:
-                self.broker.leave(live.context.step_id)
+            self._leases_end(live)
+
+    def _leases_end(self, live: Step) -> None:
+        if live.context.credentials and "broker" in self.__dict__:
+            self.broker.leave(live.context.step_id)
 
     def _gone(self, live: Step) -> None:
         _live.pop(live.context.step_id, None)
@@ -417,9 +438,10 @@ class Workflow:
         _live[live.context.step_id] = live
 
     def _tell_weakenings(self) -> None:
-        if self._weakenings_told:
+        with self._lock:  # once, however many first steps there are
+            told, self._weakenings_told = self._weakenings_told, True
+        if told:
             return
-        self._weakenings_told = True
         for weak in self.config.weakenings():
             _say(f"weakened: {weak.setting} = {weak.value} ({weak.origin}): {weak.meaning}")
             self.emit(
@@ -463,13 +485,13 @@ class Workflow:
                 tags: Tags = live.tags
                 return tags
         level = context.strictest_active()
-        tags = self._outside.get(level)
-        if tags is None:
+        outside = self._outside.get(level)
+        if outside is None:
             from securemfg.audit.events import Tags
 
             audit = self.config.settings.audit
-            tags = self._outside[level] = Tags.of(sensitivity=level, site=audit.site, line=audit.line)
-        return tags
+            outside = self._outside[level] = Tags.of(sensitivity=level, site=audit.site, line=audit.line)
+        return outside
 
     @cached_property
     def _outside(self) -> dict[Sensitivity, Tags]:
@@ -480,11 +502,13 @@ class Workflow:
     def http_client(self, **options: Any) -> httpx.Client:
         from securemfg.transport.clients import client
 
+        self._tell_weakenings()
         return client(self.tls_policy, self.emit, **options)
 
     def async_http_client(self, **options: Any) -> httpx.AsyncClient:
         from securemfg.transport.clients import async_client
 
+        self._tell_weakenings()
         return async_client(self.tls_policy, self.emit, **options)
 
     def enforce_tls(self) -> None:
@@ -507,12 +531,24 @@ class Workflow:
     # -- artifacts --------------------------------------------------------------------------------------------------
 
     def activate_artifacts(self) -> None:
-        """Encrypt what MLflow writes from now on. Raises EncryptionError when MLflow would bypass us."""
+        """Encrypt what MLflow writes from now on, until as many `deactivate`. Steps hold it on by themselves.
+
+        Raises EncryptionError when MLflow would bypass us.
+        """
         from securemfg.artifacts.activation import activate
 
+        self._tell_weakenings()
         with self._lock:
-            activate(self.protection)
-            self._artifacts_on = True
+            activate(cast("Protection", _Here()))
+            if self not in _encrypting:
+                _encrypting.append(self)
+
+    def _hold_artifacts(self) -> None:
+        """Keep encryption on for this workflow's steps, whatever explicit pairs of calls do."""
+        with self._lock:
+            if not self._artifacts_held or not _encryption_on():
+                self.activate_artifacts()
+                self._artifacts_held = True
 
     def _written(self) -> tuple[int, int]:
         files, size = self.protection.written
@@ -570,7 +606,7 @@ class Workflow:
 
     def aws_client(self, live: Step, service: str, credential: str | None, options: Mapping[str, Any]) -> Any:
         known = self.config.settings.credentials
-        candidates = [name for name in live.context.credentials if known[name].sts is not None]
+        candidates = [name for name in live.context.credentials if name in known and known[name].sts is not None]
         if credential is None:
             if len(candidates) != 1:
                 have = ", ".join(candidates) or "none"
@@ -586,7 +622,8 @@ class Workflow:
         from securemfg.credentials.sts import session
 
         lease = self.broker.acquire(credential, live.context.step_id, _session_tags(live.context))
-        return session(lease, region=known[credential].region).client(service, **options)
+        made: Any = session(lease, region=known[credential].region)
+        return made.client(service, **options)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -595,11 +632,7 @@ class Workflow:
         for the trail. The workflow can still be used: what it needs opens again.
         """
         with self._lock:
-            if self._artifacts_on:
-                from securemfg.artifacts import activation
-
-                activation.reset()
-                self._artifacts_on = False
+            self._let_artifacts_go()
             if "broker" in self.__dict__:
                 self.broker.close()
                 del self.__dict__["broker"]
@@ -608,6 +641,44 @@ class Workflow:
                 del self.__dict__["trail"]
             if "_enforcement" in self.__dict__:
                 self._enforcement.restore()
+
+    def _let_artifacts_go(self) -> None:
+        """Encrypt no more for this workflow; for the others it stays on."""
+        if self not in _encrypting:
+            return
+        from securemfg.artifacts import activation
+
+        _encrypting.remove(self)
+        if not _encrypting:
+            activation.reset()
+        elif self._artifacts_held and activation.active():
+            activation.deactivate()
+        self._artifacts_held = False
+
+
+class _Here:
+    """The Protection of the workflow whose step this code runs in: the artifacts room knows one for the process."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_responsible().protection, name)
+
+
+def _responsible() -> Workflow:
+    """Whose rules hold for an artifact: the current step's workflow; on a thread without one, that of all that run."""
+    here = context.current()
+    live = _live.get(here.step_id) if here is not None else None
+    if live is not None and live.tags is not None:
+        return live.workflow
+    running = {step.workflow for step in list(_live.values()) if step.tags is not None}
+    if len(running) == 1:
+        return running.pop()
+    if not _encrypting:
+        raise EncryptionError("encrypted artifacts were switched off while one was being handled: nothing was written")
+    return _encrypting[0]
+
+
+def _encryption_on() -> bool:
+    return sys.modules["securemfg.artifacts.state"].STATE.protection is not None
 
 
 def make_home(home: os.PathLike[str]) -> None:
@@ -666,6 +737,7 @@ def _say(text: str) -> None:
 # -- the process's default workflow -----------------------------------------------------------------------------------
 
 _live: dict[str, Step] = {}
+_encrypting: list[Workflow] = []  # those for which artifacts are encrypted now
 _workflows: list[Workflow] = []
 _default: Workflow | None = None
 _default_lock = threading.Lock()

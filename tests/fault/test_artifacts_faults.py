@@ -120,18 +120,24 @@ def test_a_missing_record_is_said_and_nothing_is_loaded(store: Store, experiment
 
         KEYRING.clear()
         store.remove(next(path for path in store.stored() if run_id in path and "/.securemfg/keys/" in path))
-        with pytest.raises(KeyUnavailable, match="record .* cannot be had"):
+        with pytest.raises(KeyUnavailable, match=r"record .* cannot be had"):
             load(run_id)
 
 
 def test_no_key_means_no_write(local_store: Store, local_experiment: str) -> None:
     Path("securemfg.toml").write_text('[keys]\ndefault = "local:keys/absent.key"\n')
-    with securemfg.step("training"), mlflow.start_run() as run, pytest.raises(KeyUnavailable, match=r"absent\.key is missing"):
+    with (
+        securemfg.step("training"),
+        mlflow.start_run() as run,
+        pytest.raises(KeyUnavailable, match=r"absent\.key is missing"),
+    ):
         mlflow.log_text("the recipe", "note.txt")
     assert not any(run.info.run_id in path for path in local_store.stored())
 
 
-def test_a_store_that_loses_the_record_gets_no_artifact(local_store: Store, local_experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_loses_the_record_gets_no_artifact(
+    local_store: Store, local_experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from securemfg.artifacts.repository import EncryptedRepository
 
     with securemfg.step("training"), mlflow.start_run() as run:
@@ -154,7 +160,11 @@ def test_our_own_folder_is_refused_as_a_user_path(local_store: Store, local_expe
 
 def test_a_path_out_of_the_root_is_refused(local_store: Store, local_experiment: str) -> None:
     Path("x.txt").write_text("x")
-    with securemfg.step("training"), mlflow.start_run(), pytest.raises(mlflow.MlflowException, match="Invalid artifact path"):
+    with (
+        securemfg.step("training"),
+        mlflow.start_run(),
+        pytest.raises(mlflow.MlflowException, match="Invalid artifact path"),
+    ):
         mlflow.log_artifact("x.txt", "../../elsewhere")
 
 
@@ -196,13 +206,17 @@ def test_the_plugin_alone_changes_nothing(local_store: Store, local_experiment: 
     assert local_store.stored()[place(local_store, run_id)] == b"plain"
 
 
-def test_below_encrypt_from_artifacts_stay_plaintext_and_that_is_a_choice(local_store: Store, local_experiment: str) -> None:
+def test_below_encrypt_from_artifacts_stay_plaintext_and_that_is_a_choice(
+    local_store: Store, local_experiment: str
+) -> None:
     with securemfg.step("training", sensitivity="public"):
         run_id = a_run("for everybody")
     assert local_store.stored()[place(local_store, run_id)] == b"for everybody"
 
 
-def test_an_old_plaintext_run_is_read_when_the_settings_say_so_and_that_is_audited(local_store: Store, local_experiment: str) -> None:
+def test_an_old_plaintext_run_is_read_when_the_settings_say_so_and_that_is_audited(
+    local_store: Store, local_experiment: str
+) -> None:
     from securemfg.audit.verification import read_events
     from securemfg.workflow import default_workflow
 
@@ -257,8 +271,8 @@ def test_assets_with_different_keys_need_all_of_them(local_store: Store, local_e
     Path("flow.yaml").write_text(
         "data_assets:\n  - {name: one, sensitivity: internal}\n  - {name: two, sensitivity: internal}\n"
     )
-    settings = 'catalog = "flow.yaml"\n[keys]\none = "local:keys/a.key"\ntwo = "local:keys/b.key"\ndefault = "local:keys/a.key"\n'
-    Path("securemfg.toml").write_text(settings)
+    lines = ['catalog = "flow.yaml"', "[keys]", 'one = "local:keys/a.key"', 'two = "local:keys/b.key"']
+    Path("securemfg.toml").write_text("\n".join([*lines, 'default = "local:keys/a.key"', ""]))
     with securemfg.step("training", assets=["one", "two"]):
         run_id = a_run("both")
         KEYRING.clear()
@@ -269,7 +283,9 @@ def test_assets_with_different_keys_need_all_of_them(local_store: Store, local_e
         load(run_id)
 
 
-def test_nothing_readable_is_left_in_temporary_folders(local_store: Store, local_experiment: str, tmp_path: Path) -> None:
+def test_nothing_readable_is_left_in_temporary_folders(
+    local_store: Store, local_experiment: str, tmp_path: Path
+) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     code = (

@@ -14,6 +14,7 @@ import threading
 import pytest
 
 from securemfg.audit import Journal, verify
+from securemfg.audit.segments import is_live
 from securemfg.audit.writer import Disk
 from securemfg.errors import AuditError
 from tests.parts import missing, until
@@ -98,6 +99,20 @@ if __name__ == "__main__":
     assert result.events == 6 * 51 + 3
 
 
+def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_parent_s_lock(tmp_path):
+    root = tmp_path / "site" / "journal"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from securemfg.audit import Journal, Tags\n"
+        "j = Journal(Path(sys.argv[1])); j.append(Tags.of(), 'a')\n"
+        "if os.fork() == 0: sys.stdin.read(); os._exit(0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(root)], stdin=subprocess.PIPE) as parent:
+        parent.wait()  # the child reads on until standard input is closed
+        (folder,) = (path for path in root.iterdir() if path.is_dir())
+        until(lambda: not is_live(folder), within=10, what="the writer seen as dead")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 256 KiB."""
@@ -177,14 +192,14 @@ def test_a_short_write_that_ends_in_an_error_leaves_nothing_of_the_event(tmp_pat
 
     def truncate(fd, size):
         state["cut"] += 1
-        if state["cut"] == 1:
+        if state["cut"] <= 2:
             raise OSError(errno.EIO, os.strerror(errno.EIO))  # even the repair fails at first
         os.ftruncate(fd, size)
 
     journal = Journal(tmp_path / "site" / "journal", disk=Disk(write=write, truncate=truncate))
     journal.append(TAGS, "before")
     with pytest.raises(AuditError):
-        journal.append(TAGS, "torn", resource="x" * 400)
+        journal.append(TAGS, "torn", resource="x" * 4000)
     with pytest.raises(AuditError):
         journal.append(TAGS, "still full")
     state["broken"] = False
@@ -194,6 +209,7 @@ def test_a_short_write_that_ends_in_an_error_leaves_nothing_of_the_event(tmp_pat
     assert result.ok, result.problems
     assert [event["action"] for event in recorded(journal)][1:-1] == ["before", "after"]
     assert journal.lost == 2
+    assert result.torn == 0
 
 
 def test_a_failed_sync_writes_the_same_bytes_again_before_it_is_believed(tmp_path):

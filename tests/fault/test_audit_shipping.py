@@ -42,7 +42,7 @@ class Logs:
         self.poison: bytes | None = None
         self.reject = None
         self.refuse_all = False
-        self.calls = 0
+        self.beyond = 0  # batches of several events that break a limit
 
     def create_log_group(self, **_):
         return {}
@@ -51,13 +51,14 @@ class Logs:
         return {}
 
     def put_log_events(self, *, logEvents, **_):  # noqa: N803 - the service's name
-        self.calls += 1
         if self.faults and (fault := self.faults.pop(0)) is not None:
             raise fault
         times = [event["timestamp"] for event in logEvents]
         size = sum(len(event["message"].encode()) + 26 for event in logEvents)
         valid = times == sorted(times) and times[-1] - times[0] < 24 * 3600 * 1000
-        if not valid or size > 1_048_576 or not 1 <= len(logEvents) <= 10_000 or self.refuse_all:
+        within = valid and size <= 1_048_576 and 1 <= len(logEvents) <= 10_000
+        self.beyond += not within and len(logEvents) > 1
+        if not within or self.refuse_all:
             raise refusal("InvalidParameterException")
         if self.poison and any(
             self.poison in event["message"].encode() and b'"marker"' not in event["message"].encode()
@@ -182,12 +183,14 @@ def test_a_batch_never_spans_24_hours_and_stays_in_order_of_time(tmp_path, logs)
     assert shipper_of(journal, logs).ship_pending(30).events == 32
     assert events(logs) == raw_lines(journal)
     assert len(logs.batches) > 5
+    assert logs.beyond == 0
 
 
 def test_a_batch_is_never_above_one_mebibyte_or_ten_thousand_events(tmp_path, logs):
     large = written(tmp_path / "large", ["x" * 7000] * 400)
     assert shipper_of(large, logs).ship_pending(30).events == 402
     assert len(logs.batches) >= 3
+    assert logs.beyond == 0
     assert events(logs) == raw_lines(large)
     for size in (1_048_576 - 26, 1_048_576 - 26 + 1):
         mine = Logs()
@@ -211,6 +214,7 @@ def test_many_small_events_are_split_at_ten_thousand(tmp_path, logs):
         file.write(b"".join(b'{"schema_version":1,"seq":%d}\n' % seq for seq in range(3, 25_003)))
     assert shipper_of(journal, logs).ship_pending(60).events == 25_003
     assert max(map(len, logs.batches)) == 10_000
+    assert logs.beyond == 0
 
 
 def test_events_the_service_would_take_for_too_old_are_filed_now_with_a_marker(tmp_path, logs):

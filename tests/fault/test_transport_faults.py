@@ -161,6 +161,7 @@ def test_a_fork_while_other_threads_hold_every_lock_does_not_hang(pki: Pki, trai
 
 def test_the_counts_stay_bounded_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observation, "_seen", {})
+    monkeypatch.setattr(observation, "_snapshot", None)
     for number in range(3000):
         observation.record(Connection(host=f"host{number}", port=443, version="TLSv1.3"))
     counts: dict[Any, int] = dict(observation.observed())

@@ -1,4 +1,4 @@
-"""MLflow in place: unchanged calls, ciphertext in the store, the same values back. Over a folder, a real server, and S3."""
+"""MLflow in place: unchanged calls, ciphertext in the store, the same values back. Over a folder, a server and S3."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def folder_store(name: str, tracking_uri: str, folder: Path, location: str | Non
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One migrated SQLite tracking store: making it takes seconds, so tests share it and make experiments of their own."""
+    """One migrated SQLite tracking store: making it takes seconds, so tests share it, with experiments of their own."""
     try:
         import mlflow  # noqa: F401
     except ImportError:

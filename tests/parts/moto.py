@@ -1,4 +1,4 @@
-"""AWS by moto, over real HTTP on loopback. Where moto is unfaithful a test uses Stubber or a fault proxy and says so."""
+"""AWS by moto, over real HTTP on loopback. Where moto is unfaithful, a test uses Stubber or a fault proxy."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _moto() -> Iterator[str]:
 @pytest.fixture
 def aws(_moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh AWS: its endpoint, with the environment pointing every boto3 client at it."""
-    reset = urllib.request.Request(f"{_moto}/moto-api/reset", method="POST")  # noqa: S310
-    urllib.request.urlopen(reset, timeout=10).close()  # noqa: S310
+    reset = urllib.request.Request(f"{_moto}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=10).close()
     for name, value in {
         "AWS_ENDPOINT_URL": _moto,
         "AWS_ACCESS_KEY_ID": "testing",

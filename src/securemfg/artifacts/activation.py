@@ -91,9 +91,7 @@ def _registry() -> dict[str, Any] | None:
 def _take_over(module: str) -> None:
     registry = _registry()
     if registry is None:
-        raise EncryptionError(
-            f"this MLflow's {module} has no registry that securemfg knows: nothing is encrypted"
-        )
+        raise EncryptionError(f"this MLflow's {module} has no registry that securemfg knows: nothing is encrypted")
     for scheme, factory in list(registry.items()):
         if not isinstance(factory, Wrapped):
             _saved[scheme] = factory

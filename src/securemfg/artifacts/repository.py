@@ -31,6 +31,7 @@ from securemfg.encryption.stream import Message, decrypt_file, encrypt_file, ins
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
 from securemfg.settings import PlaintextReads
 
+
 class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow ships no types
     """Artifacts of `inner`, encrypted on the way out and verified on the way in."""
 

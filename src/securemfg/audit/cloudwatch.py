@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
-from securemfg.errors import AuditError
+from securemfg.errors import AuditError, EvidenceError
 
-__all__ = ["BATCH_BYTES", "BATCH_EVENTS", "BATCH_SPAN_MS", "BatchRefused", "CloudWatchLogs", "Rejected", "logs_client"]
+__all__ = ["BATCH_BYTES", "BATCH_EVENTS", "BATCH_SPAN_MS", "BatchRefused", "CloudWatchLogs", "Rejected", "check", "logs_client"]
 
 BATCH_BYTES: Final = 1_048_576  # a batch: the messages' UTF-8 and the overhead of each
 BATCH_EVENTS: Final = 10_000
@@ -53,6 +53,36 @@ def logs_client(region: str | None = None, **options: Any) -> Any:
 
     config = Config(connect_timeout=3, read_timeout=10, retries={"total_max_attempts": 1, "mode": "standard"})
     return boto3.client("logs", region_name=region, config=config, **options)
+
+
+def check(group: str, region: str | None = None, *, create: bool = True, client: Any = None) -> str:
+    """What the service says of the log group: whether it is there and how long it keeps events, in one line.
+
+    Needs logs:DescribeLogGroups. Raises EvidenceError when the service cannot be asked, or when the group is not there
+    and `create` (as the settings say) leaves it to others.
+    """
+    wanted: dict[str, Any] = {"logGroupNamePrefix": group}
+    try:
+        logs = client or logs_client(region)
+        while True:
+            page = logs.describe_log_groups(**wanted)
+            found = next((one for one in page["logGroups"] if one["logGroupName"] == group), None)
+            if found is not None or not page.get("nextToken"):
+                break
+            wanted["nextToken"] = page["nextToken"]
+    except Exception as error:
+        raise EvidenceError(
+            f"CloudWatch Logs could not be asked about {group!r}: {_code(error) or f'{type(error).__name__}: {error}'}; "
+            "check the region, the endpoint, the credentials and the right logs:DescribeLogGroups"
+        ) from error
+    if found is None:
+        if not create:
+            raise EvidenceError(
+                f"the log group {group!r} is not there: make it, or set audit.cloudwatch.create = true"
+            )
+        return f"log group {group} is not there yet: the first shipment makes it, keeping events for ever"
+    days = found.get("retentionInDays")
+    return f"log group {group} keeps events {f'{days} days' if days else 'for ever'}"
 
 
 class CloudWatchLogs:

@@ -270,8 +270,12 @@ class EventIds:
 
 def uuid7() -> str:
     """One UUIDv7 of now (RFC 9562), for a step's id."""
-    with _ids_lock:
+    if not _ids_lock.acquire(blocking=False):  # another thread has it, or this one below a signal handler
+        return EventIds().next(time.time_ns())
+    try:
         return _ids.next(time.time_ns())
+    finally:
+        _ids_lock.release()
 
 
 _ids = EventIds()

@@ -93,9 +93,16 @@ class Trail:
         if self._shipping and not (self._spool or strict or durable):  # nearly always
             try:
                 return self.journal.append(
-                    tags, action, resource=resource, kind=kind, outcome=outcome, reason=reason, detail=detail, fields=fields
+                    tags,
+                    action,
+                    resource=resource,
+                    kind=kind,
+                    outcome=outcome,
+                    reason=reason,
+                    detail=detail,
+                    fields=fields,
                 ).event_id
-            except (AuditError, ReentrantAppend):
+            except AuditError:
                 pass  # again below, at length
         if self._spool:
             self._drain()

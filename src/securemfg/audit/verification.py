@@ -266,6 +266,7 @@ class _Walk:
             for line in segments.lines(segment):
                 record = decode(line.data)
                 problems = chain.step(line.data, record)
+                self._disturbed = chain.disturbed
                 if record is not None:
                     self._note(record)
                 yield line.data, problems
@@ -315,7 +316,7 @@ class _Walk:
             elif self.verifier is not None:
                 self.sealed = checkpoint.size
             return
-        if not self.problems:  # else the events' own problems say it better
+        if not self.problems and not self._disturbed:  # else the events' own problems say it better
             what = "the anchor" if anchored else "the checkpoint"
             text = f"the first {checkpoint.size} events are not those that {what} of {checkpoint.time} covers"
             self._problem("changed", text)
@@ -339,6 +340,7 @@ class _Walk:
         )
 
     _live: bool = False
+    _disturbed: bool = False
 
 
 class _Chain:
@@ -347,6 +349,7 @@ class _Chain:
     def __init__(self, writer: str) -> None:
         self.writer = writer
         self.expected = 0
+        self.disturbed = False  # a number was skipped: `step` or `gaps` will say what became of it
         self._head: str | None = GENESIS
         self._missing: dict[int, None] = {}
         self._more_missing = 0
@@ -366,6 +369,7 @@ class _Chain:
                 return [self._problem("reordered", "this event stands behind later ones", seq)]
             return [self._problem("inserted", "an event with this number was already there", seq)]
         if seq > self.expected:
+            self.disturbed = True
             self._miss(self.expected, seq)
         elif self._head is not None and record.get("prev") != self._head:
             at = max(0, seq - 1)

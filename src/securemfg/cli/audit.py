@@ -109,7 +109,9 @@ def verify(
     anchor: Annotated[
         Path | None, typer.Option(help="A checkpoint note kept elsewhere: the only proof against this host's own user.")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="The verifier key to trust instead of the one beside the journal.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The verifier key to trust instead of the one beside the journal.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check that nothing was changed, inserted, reordered or removed. Ends with 1 when something was."""

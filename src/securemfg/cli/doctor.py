@@ -33,7 +33,9 @@ def add_to(root: typer.Typer) -> None:
 
 
 def doctor(
-    endpoints: Annotated[list[str] | None, typer.Argument(help="More servers to look at, as HOST or HOST:PORT.")] = None,
+    endpoints: Annotated[
+        list[str] | None, typer.Argument(help="More servers to look at, as HOST or HOST:PORT.")
+    ] = None,
     *,
     as_json: Json = False,
 ) -> None:
@@ -121,7 +123,9 @@ def _encryption() -> Iterator[Result]:
 
     how = "several threads per file" if parallel() else "one thread per file (50 and newer use several)"
     fips = "in FIPS mode" if backend._fips_enabled else "not in FIPS mode; no validated module is claimed"
-    yield Result("encryption", OK, f"cryptography {cryptography.__version__}, {how}; {backend.openssl_version_text()}, {fips}")
+    yield Result(
+        "encryption", OK, f"cryptography {cryptography.__version__}, {how}; {backend.openssl_version_text()}, {fips}"
+    )
 
 
 def _plugin(workflow: Workflow) -> Iterator[Result]:

@@ -25,24 +25,26 @@ def add_to(root: typer.Typer) -> None:
     root.command("inspect")(inspect)
 
 
-def encrypt(
-    paths: Paths, *, key: Keys = None, output: Out = None, force: Force = False, as_json: Json = False
-) -> None:
+def encrypt(paths: Paths, *, key: Keys = None, output: Out = None, force: Force = False, as_json: Json = False) -> None:
     """Encrypt files to PATH.esdk; the sources stay."""
     with ends_well(as_json=as_json):
         _each(paths, key, output, force=force, as_json=as_json, encrypting=True)
 
 
-def decrypt(
-    paths: Paths, *, key: Keys = None, output: Out = None, force: Force = False, as_json: Json = False
-) -> None:
+def decrypt(paths: Paths, *, key: Keys = None, output: Out = None, force: Force = False, as_json: Json = False) -> None:
     """Decrypt PATH.esdk to PATH; nothing is written unless all of it verifies."""
     with ends_well(as_json=as_json):
         _each(paths, key, output, force=force, as_json=as_json, encrypting=False)
 
 
 def _each(
-    paths: Sequence[Path], key: Sequence[str] | None, output: Path | None, *, force: bool, as_json: bool, encrypting: bool
+    paths: Sequence[Path],
+    key: Sequence[str] | None,
+    output: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+    encrypting: bool,
 ) -> None:
     from securemfg.cli.output import Speaker
     from securemfg.encryption.stream import decrypt_file, encrypt_file
@@ -53,7 +55,9 @@ def _each(
     if key:
         keys = list(key)
     else:
-        keys = [one for group in workflow.keys_for(()) for one in group] if encrypting else list(workflow.reading_keys())
+        keys = (
+            [one for group in workflow.keys_for(()) for one in group] if encrypting else list(workflow.reading_keys())
+        )
     action = encrypt_file if encrypting else decrypt_file
     done, failed = [], []
     for path in paths:
@@ -119,7 +123,10 @@ def inspect(paths: Paths, *, as_json: Json = False) -> None:
                     ("suite", f"0x{message.suite:04x} AES-256-GCM, HKDF-SHA-512, key commitment"),
                     ("context", context),
                     ("recipients", ", ".join(message.recipients)),
-                    ("plaintext", f"{message.plaintext_length} bytes in {message.frames} frames of {message.frame_length}"),
+                    (
+                        "plaintext",
+                        f"{message.plaintext_length} bytes in {message.frames} frames of {message.frame_length}",
+                    ),
                     ("message", f"{message.message_length} bytes, id {message.message_id}"),
                 ],
             )

@@ -34,7 +34,7 @@ def generate(
         if as_json:
             speaker.json({"key": key.name, "path": str(path.absolute()), "text": f"local:{path}"})
         else:
-            speaker.say(f"made key {key.name} in {path}\nuse it as \"local:{path}\"")
+            speaker.say(f'made key {key.name} in {path}\nuse it as "local:{path}"')
             speaker.note(
                 f"Whoever loses this file loses the data: keep a copy elsewhere with "
                 f"'securemfg keys backup --key local:{path} FILE'."
@@ -51,7 +51,13 @@ def list_keys(*, as_json: Json = False) -> None:
         rows: list[dict[str, Any]] = []
         for name, texts in {"default": config.default_key, **config.settings.keys}.items():
             for text in (texts,) if isinstance(texts, str) else texts:
-                row = {"name": name, "key": text, "origin": config.origin(f"keys.{name}"), "id": None, "state": "usable"}
+                row = {
+                    "name": name,
+                    "key": text,
+                    "origin": config.origin(f"keys.{name}"),
+                    "id": None,
+                    "state": "usable",
+                }
                 try:
                     row["id"] = getattr(open_key(text, folder=config.folder, origin=str(row["origin"])), "name", None)
                 except SecureMfgError as error:
@@ -114,7 +120,9 @@ def _local_path(key: str | None) -> Path:
     config = load()
     text = key or config.default_key
     if not isinstance(text, str) or not text.startswith("local:"):
-        raise ConfigError(f"only local keys are copied as files, and this one is {text!r}: name one with --key local:PATH")
+        raise ConfigError(
+            f"only local keys are copied as files, and this one is {text!r}: name one with --key local:PATH"
+        )
     path = Path(text.removeprefix("local:")).expanduser()
     return path if path.is_absolute() or key else config.folder / path
 

@@ -42,8 +42,12 @@ def make(config: Config, journal: Path, catalog: Catalog | None) -> Report:
 
 def report(
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the report.")] = Path("securemfg-report"),
-    journal: Annotated[Path | None, typer.Option(help="The journal's folder. Built in: the one of the settings.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the report.")] = Path(
+        "securemfg-report"
+    ),
+    journal: Annotated[
+        Path | None, typer.Option(help="The journal's folder. Built in: the one of the settings.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the compliance report: one self-contained HTML page and Markdown. Ends with 1 when a control fails."""

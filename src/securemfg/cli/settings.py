@@ -42,7 +42,9 @@ def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder.")] = Path(),
     *,
     backup: Annotated[Path | None, typer.Option("--backup", help="Copy the new key there.")] = None,
-    no_backup: Annotated[bool, typer.Option("--no-backup", help="Decline a backup: losing the key loses the data.")] = False,
+    no_backup: Annotated[
+        bool, typer.Option("--no-backup", help="Decline a backup: losing the key loses the data.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Set up a project: securemfg.toml, data_flow.yaml and a local key. Existing files are kept."""

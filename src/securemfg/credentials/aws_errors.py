@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from securemfg.credentials.grant import Wanted
@@ -37,9 +37,14 @@ _REFUSED: Final = frozenset(
 )
 
 
-@contextmanager
-def translated(wanted: Wanted, what: str, remedy: str) -> Iterator[None]:
+def translated(wanted: Wanted, what: str, remedy: str) -> AbstractContextManager[None]:
     """Raise CredentialDenied for what asking again will not change, CredentialError for the rest."""
+    return told(f"credential {wanted.name!r} ({wanted.origin})", f"{what} {wanted.target!r}", remedy)
+
+
+@contextmanager
+def told(subject: str, what: str, remedy: str) -> Iterator[None]:
+    """As `translated`, for `subject` in words: `what` was asked for it, `remedy` helps when that is refused."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -48,7 +53,6 @@ def translated(wanted: Wanted, what: str, remedy: str) -> Iterator[None]:
         PartialCredentialsError,
     )
 
-    subject = f"credential {wanted.name!r} ({wanted.origin})"
     try:
         yield
     except ClientError as error:
@@ -58,7 +62,7 @@ def translated(wanted: Wanted, what: str, remedy: str) -> Iterator[None]:
             raise CredentialDenied(f"AWS refused {subject}: {_OWN_IDENTITY[code]} ({code}); mend that first") from error
         if code in _REFUSED:
             raise CredentialDenied(
-                f"AWS refused {what} {wanted.target!r} for {subject}: {code}: {said}; {remedy}"
+                f"AWS refused {what} for {subject}: {code}: {said}; {remedy}"
             ) from error
         raise CredentialError(f"AWS could not give {subject}: {code}: {said}") from error
     except (NoCredentialsError, PartialCredentialsError) as error:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from securemfg.credentials.vault_client import VaultClient
 
-__all__ = ["sources", "vault_client"]
+__all__ = ["check_vault", "sources", "vault_client"]
 
 
 def sources(config: Config) -> Mapping[str, Callable[[], Source]]:
@@ -47,6 +47,18 @@ def vault_client(config: Config) -> VaultClient:
     from securemfg.credentials.vault_client import VaultClient
 
     return VaultClient(config.settings.vault, origin=config.origin, session=lambda: _session(config))
+
+
+def check_vault(config: Config) -> str:
+    """Log in to the Vault of the settings once, and say in one line as whom and for how long; then log out.
+
+    Raises ConfigError, CredentialDenied or CredentialError.
+    """
+    client = vault_client(config)
+    try:
+        return client.check()
+    finally:
+        client.close()
 
 
 def _session(config: Config) -> requests.Session:

@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from securemfg._secret import Secret
-from securemfg.credentials.aws_errors import translated
+from securemfg.credentials.aws_errors import told, translated
 from securemfg.credentials.grant import Credential, Grant, Wanted
 from securemfg.credentials.lease import Lease
 from securemfg.credentials.threads import forget_after_fork
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from securemfg.credentials.broker import Broker
 
-__all__ = ["StsSource", "assumed_session", "session", "session_name", "sts_client"]
+__all__ = ["StsSource", "assumed_session", "identity", "session", "session_name", "sts_client"]
 
 # The limits of AssumeRole (AWS STS API reference)
 _LEAST: Final = timedelta(minutes=15)
@@ -44,6 +44,16 @@ def sts_client(region: str | None = None) -> Any:
 
     config = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 3, "mode": "standard"})
     return boto3.session.Session().client("sts", region_name=region, config=config)
+
+
+def identity(region: str | None = None, *, client: Any = None) -> str:
+    """The ARN this process is to AWS (GetCallerIdentity, which needs no right). `client` is an STS client.
+
+    Raises CredentialDenied when AWS refuses who we are or there is nobody to be, CredentialError when it is out of reach.
+    """
+    with told("this process's AWS identity", "GetCallerIdentity", "check the process's own AWS credentials"):
+        found = (client or sts_client(region)).get_caller_identity()
+    return str(found["Arn"])
 
 
 class StsSource:

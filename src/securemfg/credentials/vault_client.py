@@ -116,6 +116,23 @@ class VaultClient:
         kind = CredentialDenied if reply.status == 404 else CredentialError
         raise kind(f"Vault at {self.address} refused {what} at {path!r}: {reply.errors}")
 
+    def check(self) -> str:
+        """Whether the login works: who it is, its policies and how long its token lives, in one line.
+
+        A wrapped secret id is left closed, because it opens only once: then only whether Vault is up. Raises
+        CredentialDenied or CredentialError.
+        """
+        if self._settings.auth.secret_id_wrapped:
+            reply = self._send("get", "sys/health", deadline=self._clock() + self._timeout)
+            if reply.status != 200:
+                raise CredentialError(f"Vault at {self.address} is not ready: HTTP {reply.status} ({reply.errors})")
+            return f"{self.address} is up; its wrapped secret id was not tried, because it opens only once"
+        found = self.request("get", "auth/token/lookup-self", what="a look at the login's token").get("data") or {}
+        ttl = int(found.get("ttl") or 0)
+        ends = f"ends in {ttl} s" if ttl else "never ends"
+        policies = ", ".join(sorted({*(found.get("policies") or ()), *(found.get("identity_policies") or ())}))
+        return f"{self.address}: logged in by {self._settings.auth.method}, policies {policies}; the token {ends}"
+
     def authorized(
         self,
         method: str,

@@ -66,7 +66,7 @@ class EncryptedDataKey:
 
     @property
     def shown(self) -> str:
-        """provider/name for people: a header's text is anyone's choice, so no control characters and no endless line."""
+        """provider/name for people. A header's text is anyone's choice: no control characters, no endless line."""
         text = f"{self.provider}/{self.name}"
         safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_SHOWN])
         return safe if len(text) <= _SHOWN else f"{safe}..."

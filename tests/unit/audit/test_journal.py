@@ -180,6 +180,16 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_parent_s_lock(journa
         os.waitpid(pid, 0)
 
 
+def test_close_releases_the_lock_even_when_a_copy_of_its_descriptor_lives_on(journal):
+    journal.append(TAGS, "a")
+    copy = os.dup(journal._writer._lock_fd)  # as a child has it that was forked without Python's hooks
+    journal.close(5)
+    try:
+        assert not is_live(journal.folder / journal.writer_ids[0])
+    finally:
+        os.close(copy)
+
+
 def test_an_event_after_close_opens_a_new_writer_that_names_the_old_one(journal):
     journal.append(TAGS, "a")
     journal.close(5)

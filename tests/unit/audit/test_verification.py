@@ -107,6 +107,18 @@ def test_reordered_events_are_found(root):
     assert kinds(verify(root)) == {("reordered", 5)}
 
 
+def test_a_checkpoint_that_ends_inside_a_swap_adds_nothing_to_what_is_said_about_it(tmp_path):
+    journal = Journal(tmp_path / "site" / "journal")
+    for number in range(5):
+        journal.append(TAGS, "a", resource=f"m{number}")
+    journal.checkpoint()
+    for number in range(5):
+        journal.append(TAGS, "b", resource=f"m{number}")
+    journal.close(5)
+    rewrite(only(journal.folder), lambda lines: [*lines[:5], lines[6], lines[5], *lines[7:]])
+    assert kinds(verify(journal.folder)) == {("reordered", 5)}
+
+
 def test_removed_events_are_found_in_the_middle_at_the_start_and_at_the_sealed_end(root):
     folder = only(root)
     copy = (folder / "000000000000.jsonl").read_bytes()

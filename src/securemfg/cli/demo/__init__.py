@@ -20,7 +20,8 @@ def demo(
     *,
     data: Annotated[Path | None, typer.Option("--data", help="A CSV with the columns of AI4I 2020.")] = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="Where things go; it must not exist. Built in: a new temporary folder.")
+        Path | None,
+        typer.Option("--folder", help="Where things go; it must not exist. Built in: a new temporary folder."),
     ] = None,
     as_json: Json = False,
 ) -> None:

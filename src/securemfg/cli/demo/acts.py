@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from securemfg.cli.demo import openbao
 from securemfg.cli.output import Speaker
@@ -49,7 +49,9 @@ def perform(folder: Path, data: Path | None, speaker: Speaker, *, quiet: bool) -
         _run(folder, progress, "training: scikit-learn and MLflow, unchanged", ["train.py", "data.csv"], {})
         model_uri = (folder / "model_uri.txt").read_text(encoding="utf-8")
         files = [str(issued.certificate), str(issued.key), str(issued.ca_file)]
-        _run(folder, progress, "inference: load and serve over TLS 1.3", ["serve.py", model_uri, "data.csv", *files], {})
+        _run(
+            folder, progress, "inference: load and serve over TLS 1.3", ["serve.py", model_uri, "data.csv", *files], {}
+        )
     return time.monotonic() - begun
 
 
@@ -73,12 +75,15 @@ class _Progress:
         self._quiet = quiet
         self._live = speaker.err.is_terminal and not quiet
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("[dim]{task.fields[line]}"),
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[line]}"),
             console=speaker.err,
-        )  # fmt: skip
-        self._task = None
+        )
+        self._task: TaskID | None = None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         if self._live:
             self._bar.start()
         return self
@@ -124,8 +129,13 @@ def _run(folder: Path, progress: _Progress, title: str, arguments: list[str], ex
     with log.open("wb") as errors:
         process = subprocess.Popen(  # noqa: S603 - our own scripts, no shell
             [sys.executable, str(_SCRIPTS / script), *rest],
-            cwd=folder, env=_environment(extra), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
-        )  # fmt: skip
+            cwd=folder,
+            env=_environment(extra),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
         for line in _lines(process):
             progress.line(line)
     if process.returncode != 0:

