@@ -1,0 +1,162 @@
+"""The official AWS Encryption SDK reads what is written here, and the other way round: the users' exit.
+
+The exit needs nothing of this package: a record opens with the key's file, what was in the record opens the artifacts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from securemfg.encryption.keys import LocalKey, create_local_key
+from securemfg.encryption.run_key import create_run_key
+from securemfg.encryption.stream import decrypt_bytes, decrypt_file, encrypt_bytes, encrypt_file
+from securemfg.errors import DecryptionError
+from tests.parts import missing
+from tests.unit.encryption.parts import FRAME
+
+try:
+    import aws_encryption_sdk
+    from aws_cryptographic_material_providers.mpl import AwsCryptographicMaterialProviders
+    from aws_cryptographic_material_providers.mpl.config import MaterialProvidersConfig
+    from aws_cryptographic_material_providers.mpl.models import AesWrappingAlg, CreateRawAesKeyringInput
+    from aws_encryption_sdk.identifiers import Algorithm, CommitmentPolicy
+except ImportError:
+    aws_encryption_sdk = None
+
+SIZES = [0, 1, FRAME - 1, FRAME, FRAME + 1, 3 * FRAME + 1]
+CONTEXT = {"anlage": "Müller-Werk", "größe": "7", "温度": "℃", "a": ""}
+
+
+@pytest.fixture(autouse=True)
+def _official() -> None:
+    if aws_encryption_sdk is None:
+        missing("the official SDK", "pip install 'aws-encryption-sdk[MPL]'")
+
+
+def keyring(namespace: str, name: str, key: bytes) -> Any:
+    providers = AwsCryptographicMaterialProviders(config=MaterialProvidersConfig())
+    return providers.create_raw_aes_keyring(
+        CreateRawAesKeyringInput(
+            key_namespace=namespace,
+            key_name=name,
+            wrapping_key=key,
+            wrapping_alg=AesWrappingAlg.ALG_AES256_GCM_IV12_TAG16,
+        )
+    )
+
+
+def client(policy: str = "REQUIRE_ENCRYPT_REQUIRE_DECRYPT") -> Any:
+    return aws_encryption_sdk.EncryptionSDKClient(commitment_policy=getattr(CommitmentPolicy, policy))
+
+
+def opened(message: bytes, ring: Any) -> tuple[bytes, dict[str, str]]:
+    plaintext, header = client().decrypt(source=message, keyring=ring)
+    return plaintext, header.encryption_context
+
+
+def written(plaintext: bytes, ring: Any, frame_length: int, context: dict[str, str], suite: str = "COMMIT_KEY") -> bytes:
+    message, _ = client().encrypt(
+        source=plaintext,
+        keyring=ring,
+        encryption_context=context,
+        algorithm=getattr(Algorithm, f"AES_256_GCM_HKDF_SHA512_{suite}"),
+        frame_length=frame_length,
+    )
+    return message
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalKey:
+    return create_local_key(tmp_path / "dev.key")
+
+
+@pytest.fixture
+def ring(local: LocalKey) -> Any:
+    return keyring("securemfg", local.name, local.path.read_bytes())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_official_sdk_reads_our_files(tmp_path: Path, local: LocalKey, ring: Any, size: int) -> None:
+    plaintext = os.urandom(size)
+    (tmp_path / "x").write_bytes(plaintext)
+    encrypt_file(tmp_path / "x", tmp_path / "x.esdk", key=local, context=CONTEXT)
+    assert opened((tmp_path / "x.esdk").read_bytes(), ring) == (plaintext, CONTEXT)
+    assert opened(encrypt_bytes(plaintext, key=local, context=CONTEXT), ring) == (plaintext, CONTEXT)
+
+
+@pytest.mark.parametrize("frame_length", [4096, FRAME])
+@pytest.mark.parametrize("size", [*SIZES, 4095, 4096, 4097])
+def test_we_read_what_the_official_sdk_writes(
+    tmp_path: Path, local: LocalKey, ring: Any, size: int, frame_length: int
+) -> None:
+    plaintext = os.urandom(size)
+    message = written(plaintext, ring, frame_length, CONTEXT)
+    assert decrypt_bytes(message, key=local, context=CONTEXT) == plaintext
+    (tmp_path / "x.esdk").write_bytes(message)
+    assert decrypt_file(tmp_path / "x.esdk", tmp_path / "x", key=local).frame_length == frame_length
+    assert (tmp_path / "x").read_bytes() == plaintext
+
+
+@pytest.mark.parametrize("context", [{}, {"a": "b"}, {"z": "1", "ä": "2", "Z": "3", "𝄞": "4", "\ue000": "5"}])
+def test_contexts_are_serialized_alike(local: LocalKey, ring: Any, context: dict[str, str]) -> None:
+    assert opened(encrypt_bytes(b"x", key=local, context=context), ring) == (b"x", context)
+    assert decrypt_bytes(written(b"x", ring, 4096, context), key=local, context=context) == b"x"
+
+
+def test_official_sdk_opens_a_message_of_several_recipients(tmp_path: Path, local: LocalKey, ring: Any) -> None:
+    other = create_local_key(tmp_path / "other.key")
+    message = encrypt_bytes(b"x", key=[other, local])
+    assert opened(message, ring)[0] == b"x"
+    assert opened(message, keyring("securemfg", other.name, other.path.read_bytes()))[0] == b"x"
+
+
+def test_signed_suite_of_the_official_sdk_is_refused_by_its_name(local: LocalKey, ring: Any) -> None:
+    message = written(b"x", ring, 4096, {}, suite="COMMIT_KEY_ECDSA_P384")
+    with pytest.raises(DecryptionError, match="algorithm suite 0x0578 is not read here: only 0x0478"):
+        decrypt_bytes(message, key=local)
+
+
+def test_suite_without_commitment_is_refused(local: LocalKey, ring: Any) -> None:
+    message, _ = client("FORBID_ENCRYPT_ALLOW_DECRYPT").encrypt(
+        source=b"x", keyring=ring, algorithm=Algorithm.AES_256_GCM_IV12_TAG16_HKDF_SHA256
+    )
+    with pytest.raises(DecryptionError, match="version 1 has no key commitment"):
+        decrypt_bytes(message, key=local)
+
+
+def test_exit_path_of_a_run_key_needs_only_the_official_sdk(tmp_path: Path, local: LocalKey, ring: Any) -> None:
+    run, record = create_run_key([[local]], {"securemfg:kind": "run", "securemfg:root": "4711"})
+    plaintext = os.urandom(FRAME + 1)
+    (tmp_path / "model.pkl").write_bytes(plaintext)
+    encrypt_file(tmp_path / "model.pkl", tmp_path / "model.pkl.esdk", key=run, context={"path": "model/model.pkl"})
+
+    run_key, bound = opened(record, ring)
+    assert len(run_key) == 32
+    assert bound["securemfg:run-key"] == run.key_id
+    assert bound["securemfg:root"] == "4711"
+    artifact, context = opened((tmp_path / "model.pkl.esdk").read_bytes(), keyring("securemfg-run", run.key_id, run_key))
+    assert (artifact, context) == (plaintext, {"path": "model/model.pkl"})
+
+
+def test_exit_path_of_a_nested_record_opens_one_level_per_key(tmp_path: Path, local: LocalKey, ring: Any) -> None:
+    other = create_local_key(tmp_path / "other.key")
+    run, record = create_run_key([[local], [other]], {"securemfg:root": "4711"})
+    artifact = encrypt_bytes(b"weights", key=run)
+
+    with pytest.raises(Exception):  # noqa: PT011 - their error, of whatever kind: the outer level is not for this key
+        opened(record, ring)
+    inner, bound = opened(record, keyring("securemfg", other.name, other.path.read_bytes()))
+    assert bound["securemfg:depth"] == "2"
+    run_key, bound = opened(inner, ring)
+    assert bound["securemfg:depth"] == "1"
+    assert opened(artifact, keyring("securemfg-run", run.key_id, run_key))[0] == b"weights"
+
+
+def test_run_key_of_the_official_sdk_opens_here_too(local: LocalKey) -> None:
+    run, record = create_run_key([[local]], {"securemfg:root": "4711"})
+    key = decrypt_bytes(record, key=local)
+    assert decrypt_bytes(written(b"x", keyring("securemfg-run", run.key_id, key), 4096, {}), key=run) == b"x"
