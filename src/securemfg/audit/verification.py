@@ -208,6 +208,7 @@ class _Walk:
     predecessor: tuple[str, int, str] | None = None
     problems: list[Problem] = field(default_factory=list)
     _expected: dict[int, tuple[str, str]] = field(default_factory=dict)  # size -> (head, who says so)
+    _mismatches: dict[str, Checkpoint] = field(default_factory=dict)  # the first of each kind
 
     def run(self) -> _Walk:
         found = self._checkpoints()
@@ -224,6 +225,7 @@ class _Walk:
             for checkpoint, anchored in due.pop(number, ()):
                 self._compare(checkpoint, tree.root(), head, anchored=anchored)
         self.count = tree.size
+        self._name_mismatches()
         for size in sorted(due):
             for checkpoint, anchored in due[size]:
                 if size == 0 and checkpoint.root == EMPTY_ROOT:
@@ -266,7 +268,6 @@ class _Walk:
             for line in segments.lines(segment):
                 record = decode(line.data)
                 problems = chain.step(line.data, record)
-                self._disturbed = chain.disturbed
                 if record is not None:
                     self._note(record)
                 yield line.data, problems
@@ -316,10 +317,15 @@ class _Walk:
             elif self.verifier is not None:
                 self.sealed = checkpoint.size
             return
-        if not self.problems and not self._disturbed:  # else the events' own problems say it better
-            what = "the anchor" if anchored else "the checkpoint"
-            text = f"the first {checkpoint.size} events are not those that {what} of {checkpoint.time} covers"
-            self._problem("changed", text)
+        self._mismatches.setdefault("the anchor" if anchored else "the checkpoint", checkpoint)
+
+    def _name_mismatches(self) -> None:
+        """Once the whole writer was read: a checkpoint's objection that no event's own problem explains."""
+        at = [problem.seq for problem in self.problems if problem.seq is not None]
+        for what, checkpoint in self._mismatches.items():
+            if not any(seq < checkpoint.size for seq in at):
+                text = f"the first {checkpoint.size} events are not those that {what} of {checkpoint.time} covers"
+                self._problem("changed", text)
 
     def report(self) -> WriterReport:
         strength = Strength.CONSISTENT
@@ -340,7 +346,6 @@ class _Walk:
         )
 
     _live: bool = False
-    _disturbed: bool = False
 
 
 class _Chain:
@@ -349,7 +354,6 @@ class _Chain:
     def __init__(self, writer: str) -> None:
         self.writer = writer
         self.expected = 0
-        self.disturbed = False  # a number was skipped: `step` or `gaps` will say what became of it
         self._head: str | None = GENESIS
         self._missing: dict[int, None] = {}
         self._more_missing = 0
@@ -369,7 +373,6 @@ class _Chain:
                 return [self._problem("reordered", "this event stands behind later ones", seq)]
             return [self._problem("inserted", "an event with this number was already there", seq)]
         if seq > self.expected:
-            self.disturbed = True
             self._miss(self.expected, seq)
         elif self._head is not None and record.get("prev") != self._head:
             at = max(0, seq - 1)

@@ -74,6 +74,18 @@ def test_a_changed_event_is_found_with_its_number(root):
     assert result.strength is Strength.CONSISTENT
 
 
+@pytest.mark.parametrize("before", range(5, 9))
+def test_a_change_is_named_once_wherever_a_checkpoint_ends(tmp_path, before):
+    journal = Journal(tmp_path / "site" / "journal")
+    for number in range(10):
+        if number == before:
+            journal.checkpoint()
+        journal.append(TAGS, "a", resource=f"m{number}")
+    journal.close(5)
+    rewrite(only(journal.folder), lambda lines: [line.replace(b'"m6"', b'"m9"') for line in lines])
+    assert kinds(verify(journal.folder)) == {("changed", 7)}
+
+
 def test_a_changed_last_event_is_found_by_the_checkpoint(root):
     rewrite(only(root), lambda lines: [*lines[:-1], lines[-1].replace(b"journal.closed", b"journal.cloned")])
     assert kinds(verify(root)) == {("changed", None)}

@@ -24,6 +24,19 @@ _SCRIPTS: Final = Path(__file__).parent
 _NEEDED: Final = ("mlflow", "sklearn", "pandas", "matplotlib")
 
 
+_CATALOG: Final = """\
+# What data the demo handles, how sensitive it is, and who may do what with it.
+data_assets:
+  - name: production_sensor_data
+    sensitivity: confidential
+    categories: [machine.telemetry]
+    roles:
+      DataEngineer: [ingest]
+      MLResearcher: [training]
+      OperatorService: [inference]
+"""
+
+
 class ActFailed(SecureMfgError):
     """One of the demo's scripts ended with an error."""
 
@@ -36,6 +49,7 @@ def perform(folder: Path, data: Path | None, speaker: Speaker, *, quiet: bool) -
             f"the demo needs {', '.join(lacking)}: pip install 'securemfg[mlflow]' scikit-learn matplotlib pandas"
         )
     begun = time.monotonic()
+    (folder / "data_flow.yaml").write_text(_CATALOG, encoding="utf-8")
     ca = DevelopmentCA.create(folder / "ca")
     issued = ca.issue(["localhost", "127.0.0.1"])
     with _Progress(speaker, quiet=quiet) as progress, contextlib.ExitStack() as stack:

@@ -60,10 +60,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=int, default=10_000)
     given = parser.parse_args()
-    overrides = json.loads(os.environ.get("DEMO_VAULT", "{}"))
-    credentials = ["features-db"] if overrides else []
-    workflow = securemfg.Workflow.from_config(overrides=overrides)
-    with workflow.step("ingest", sensitivity="confidential", credentials=credentials) as step:
+    vault = json.loads(os.environ.get("DEMO_VAULT", "{}"))
+    credentials = ["features-db"] if vault else []
+    workflow = securemfg.Workflow.from_config(overrides={"catalog": "data_flow.yaml", **vault})
+    assets = ["production_sensor_data"]
+    with workflow.step("ingest", name="ingest", assets=assets, role="DataEngineer", credentials=credentials) as step:
         if credentials:
             database = step.credential("features-db")
             print(f"leased features-db for user {database['username'].reveal()!r}, password {database['password']}")

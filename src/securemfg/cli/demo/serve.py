@@ -17,8 +17,9 @@ from securemfg.transport.servers import JsonServer
 
 
 def main(model_uri: str, data: str, certificate: str, key: str, ca: str) -> None:
-    workflow = securemfg.Workflow.from_config(overrides={"tls.ca_file": ca})
-    with workflow.step("inference", name="serve press-failure", sensitivity="confidential") as step:
+    workflow = securemfg.Workflow.from_config(overrides={"tls.ca_file": ca, "catalog": "data_flow.yaml"})
+    assets = ["production_sensor_data"]
+    with workflow.step("inference", name="serve press-failure", assets=assets, role="OperatorService") as step:
         model = mlflow.pyfunc.load_model(model_uri)
         print("loaded the model: every file verified and decrypted")
 

@@ -34,12 +34,13 @@ def summarise(folder: Path, seconds: float) -> Summary:
     from securemfg.audit.verification import read_events, verify
     from securemfg.cli.report import make
     from securemfg.config import load
+    from securemfg.governance.catalog import load_catalog
     from securemfg.governance.report import write
 
     journal = folder / ".securemfg" / "journal"
     events = list(read_events(journal))
     verified = verify(journal)
-    report = make(load(folder=folder, environment={}), journal, None)
+    report = make(load(folder=folder, environment={}), journal, load_catalog(folder / "data_flow.yaml"))
     page, _ = write(report, folder / "report")
     made = [event for event in events if event["action"] == "artifact.encrypted"]
     states = Counter(str(row.state) for row in report.rows)
