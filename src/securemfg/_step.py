@@ -1,4 +1,4 @@
-"""The step: a decorator and a `with` over one engine. What a step does on the way in and out is the workflow's business.
+"""The step: a decorator and a `with` over one engine. What it does on its way in and out stands in `_lifecycle`.
 
 This module loads with the first decorated function, so it imports nothing heavy.
 """
@@ -9,9 +9,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
-from securemfg import context
+from securemfg import _lifecycle, context
 from securemfg.context import Scalar, StepContext
 from securemfg.errors import ConfigError
 from securemfg.labels import Sensitivity, Stage
@@ -83,8 +83,8 @@ class step:  # noqa: N801 - the face's verb: a decorator and a context manager
     """Run code as one step of a secure workflow: `@step(...)` on a function, or `with step(...) as step:`.
 
     `stage` is one of Stage. The step's sensitivity is the strictest of `sensitivity` and what the catalog says of
-    `assets`; with neither it is internal. `role` is a claim until it is bound to an identity. `credentials` names those of
-    the settings that the step may use; they are leased on first use.
+    `assets`; with neither it is internal. `role` is a claim until it is bound to an identity. `credentials` names those
+    of the settings that the step may use; they are leased on first use.
 
     A decorated call makes a fresh Step each time; a `with` is single-use. Coroutine functions work the same.
     Raises ConfigError, CatalogError, AccessDenied, AuditError on entering; the body's own exception is never masked.
@@ -175,8 +175,8 @@ class Step:
     def __repr__(self) -> str:
         return f"<step {self.plan.name or self.plan.stage} ({self.plan.stage})>"
 
-    def __enter__(self) -> Step:
-        self.workflow.enter(self)
+    def __enter__(self) -> Self:
+        _lifecycle.enter(self.workflow, self)
         return self
 
     def __exit__(
@@ -184,7 +184,7 @@ class Step:
     ) -> None:
         if self._http is not None:
             self._http.close()
-        self.workflow.leave(self, error)
+        _lifecycle.leave(self.workflow, self, error)
 
     @property
     def name(self) -> str:

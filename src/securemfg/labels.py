@@ -30,7 +30,7 @@ class Sensitivity(Enum):
         return self.rank < other.rank
 
     def __str__(self) -> str:
-        return self.value
+        return str(self.value)
 
     @classmethod
     def parse(cls, value: Sensitivity | str) -> Sensitivity:

@@ -38,7 +38,7 @@ def enforce() -> None:
     On inside every step. What it does not reach: docs/explanation/threat-model.md.
     """
     workflow = _workflow()
-    workflow._tell_weakenings()
+    workflow.tell_weakenings()
     workflow.enforce_tls()
 
 

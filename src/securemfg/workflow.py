@@ -1,8 +1,7 @@
 """The workflow: the one place where settings, catalog, audit trail, TLS, credentials and encryption meet.
 
-On entering a step, in this order: strictest sensitivity, access decision, `step.started`, TLS enforcement, encrypted artifacts;
-credentials are leased on first use. On leaving: `step.finished` or `step.failed`, flushed as the fail policy says.
-The module itself is light: each part loads when the first step needs it.
+What a step does on its way in and out stands in `_lifecycle`. The module itself is light: each part loads when the
+first step needs it.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import contextlib
 import os
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from securemfg import context
-from securemfg._step import Plan, Step, step
+from securemfg._lifecycle import LIVE
+from securemfg._step import Step, step
 from securemfg.context import Scalar, StepContext
 from securemfg.errors import (
     AccessDenied,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from securemfg.config import Config
     from securemfg.credentials.broker import Broker
     from securemfg.credentials.grant import Credential
-    from securemfg.encryption.keys import Key
+    from securemfg.encryption.configured import ConfiguredKeys
     from securemfg.governance.access import Decision
     from securemfg.governance.catalog import Catalog
     from securemfg.transport.policy import TlsPolicy
@@ -51,33 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["Workflow", "authorize", "aws_session", "current", "default_workflow", "reset", "secret"]
 
 _PROCESS: Final = "process"  # the holder of what is used outside any step
-
-
-class _Prepared:
-    """What is the same for every call of one plan: made once per workflow."""
-
-    __slots__ = ("base", "decision", "name", "sensitivity", "started", "strict", "tagged", "workflow")
-
-    def __init__(self, workflow: Workflow, plan: Plan) -> None:
-        from securemfg.audit.events import Tags
-        from securemfg.audit.redaction import plain
-        from securemfg.settings import FailPolicy
-
-        self.workflow = workflow
-        self.name = plan.name or str(plan.stage)
-        self.sensitivity = workflow.sensitivity_of(plan.assets, plan.sensitivity)
-        self.decision = workflow.decide(str(plan.stage), plan.assets, plan.role)
-        audit = workflow.config.settings.audit
-        self.strict = audit.policy(self.sensitivity) is FailPolicy.FAIL_CLOSED
-        self.tagged = Tags
-        tags = Tags.of(role=plan.role, sensitivity=self.sensitivity, stage=plan.stage, site=audit.site, line=audit.line)
-        self.base = {**tags.fields, "step": self.name}
-        hidden: list[str] = []  # scrubbed once here, not for every call
-        self.started = {
-            **self.base,
-            "decision": plain(self.decision.plain(), "decision", hidden),
-            "policy_version": self.decision.policy_version,
-        }
 
 
 class Workflow:
@@ -90,7 +62,6 @@ class Workflow:
         self._lock = threading.RLock()
         self._weakenings_told = False
         self._artifacts_held = False  # from the first step until `close`
-        self._home_made = False
         self._closed = False
         _workflows.append(self)
 
@@ -106,7 +77,7 @@ class Workflow:
     def __repr__(self) -> str:
         return f"<Workflow {self.config.source or 'embedded default'}>"
 
-    def __enter__(self) -> Workflow:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,6 +148,12 @@ class Workflow:
         )
 
     @cached_property
+    def keys(self) -> ConfiguredKeys:
+        from securemfg.encryption.configured import ConfiguredKeys
+
+        return ConfiguredKeys(self.config, self.emit)
+
+    @cached_property
     def broker(self) -> Broker:
         from securemfg.credentials.broker import Broker
         from securemfg.credentials.sources import sources
@@ -188,79 +165,6 @@ class Workflow:
             emit=self.emit,
             origin=self.config.origin,
         )
-
-    # -- keys -------------------------------------------------------------------------------------------------------
-
-    def keys_for(self, assets: Sequence[str]) -> KeyGroups:
-        """The keys that artifacts of `assets` are encrypted for: one group per asset with keys of its own, else the
-        default. Something of every group is needed to read. Raises KeyUnavailable, ConfigError.
-        """
-        named = [asset for asset in assets if asset in self.config.settings.keys]
-        names = named if named and len(named) == len(assets) else [*named, "default"]
-        texts: dict[str | tuple[str, ...], None] = {}
-        for name in names:
-            texts[self.config.default_key if name == "default" else self.config.settings.keys[name]] = None
-        return tuple(self._open_keys(text) for text in texts)
-
-    def _open_keys(self, text: str | tuple[str, ...]) -> tuple[Key, ...]:
-        with self._lock:
-            opened = self._opened.get(text)
-            if opened is None:
-                self._default_key_exists()
-                from securemfg.encryption.keys import open_key
-
-                texts = (text,) if isinstance(text, str) else text
-                origin = next(
-                    (self.config.origin(f"keys.{n}") for n, t in self.config.settings.keys.items() if t == text),
-                    "built-in",
-                )
-                opened = tuple(open_key(one, folder=self.config.folder, origin=origin) for one in texts)
-                self._opened[text] = opened
-            return opened
-
-    @cached_property
-    def _opened(self) -> dict[str | tuple[str, ...], tuple[Key, ...]]:
-        return {}
-
-    def reading_keys(self) -> tuple[Key, ...]:
-        """Every key that the settings name and that can be used here. Raises KeyUnavailable when there is none."""
-        keys: list[Key] = []
-        failures: list[SecureMfgError] = []
-        for text in dict.fromkeys([self.config.default_key, *self.config.settings.keys.values()]):
-            try:
-                keys += self._open_keys(text)
-            except SecureMfgError as error:
-                failures.append(error)
-        if not keys:
-            raise failures[0]
-        return tuple(keys)
-
-    def _default_key_exists(self) -> None:
-        """The embedded default makes its key; with settings, only `init` and `keys generate` do (trust rule 11)."""
-        if not self.config.embedded:
-            return
-        from securemfg.encryption.keys import create_local_key
-
-        path = self.config.home / "keys" / "default.key"
-        if path.exists():
-            return
-        self._make_home()
-        try:
-            key = create_local_key(path)
-        except SecureMfgError:
-            if path.exists():  # another process was faster
-                return
-            raise
-        _say(
-            f"no settings found: using the embedded default in {self.config.home}. Made key {key.name}: whoever loses "
-            f"{path} loses the data; back it up with 'securemfg keys backup'."
-        )
-        self.emit("key.created", resource=key.name, kind="local-key", detail={"path": str(path)})
-
-    def _make_home(self) -> None:
-        if not self._home_made:
-            make_home(self.config.home)
-            self._home_made = True
 
     # -- policy -----------------------------------------------------------------------------------------------------
 
@@ -289,10 +193,10 @@ class Workflow:
         here = context.current()
         decision = self.decide(action, (asset,), role or (here.role if here else None))
         if not decision.allowed:
-            self._denied(self._tags_here(), asset, decision)
+            self.denied(self._tags_here(), asset, decision)
         return decision
 
-    def _denied(self, tags: Tags, resource: str, decision: Decision) -> None:
+    def denied(self, tags: Tags, resource: str, decision: Decision) -> None:
         """Audit a denial, durably, before anything else happens; it stays a denial when that fails."""
         enforcing = self.config.enforcing and not self.config.disabled
         mode = "disabled" if self.config.disabled else "observe"
@@ -319,125 +223,7 @@ class Workflow:
         if enforcing:
             raise refusal
 
-    # -- a step's way in and out ------------------------------------------------------------------------------------
-
-    def enter(self, live: Step) -> None:
-        """Everything that happens before a step's body. Raises what forbids it; then nothing is left on."""
-        plan = live.plan
-        if self.config.disabled:
-            self._enter_disabled(live)
-            return
-        prepared = plan.prepared
-        if prepared is None or prepared.workflow is not self:
-            prepared = plan.prepared = self._prepare(plan)
-        step_id = _uuid7()
-        tags = live.tags = prepared.tagged(
-            sensitivity=prepared.sensitivity, fields={**prepared.base, "session": step_id}
-        )
-        here = live.context = StepContext(
-            step_id=step_id,
-            name=prepared.name,
-            stage=plan.stage,
-            sensitivity=prepared.sensitivity,
-            assets=plan.assets,
-            role=plan.role,
-            credentials=plan.credentials,
-        )
-        if not prepared.decision.allowed:
-            self._denied(tags, ", ".join(plan.assets), prepared.decision)
-        started = prepared.tagged(sensitivity=prepared.sensitivity, fields={**prepared.started, "session": step_id})
-        self.trail.record(started, "step.started", durable=prepared.strict)
-        live.token = context.enter(here)
-        _live[step_id] = live
-        try:
-            self.enforce_tls()
-            try:
-                if not self._artifacts_held or not _encryption_on():
-                    self._hold_artifacts()
-                live.before = (time.monotonic_ns(), self._enforcement.observed(), self._written())
-            except BaseException:
-                self.release_tls(keep=True)
-                raise
-        except BaseException as error:
-            self._gone(live)
-            try:
-                self._record_end(live, error)
-            except SecureMfgError as late:
-                error.add_note(f"securemfg, while leaving {here.name}: {late}")
-            raise
-
-    def _prepare(self, plan: Plan) -> _Prepared:
-        known = self.config.settings.credentials
-        for name in plan.credentials:
-            if name not in known:
-                raise ConfigError(
-                    f"credential {name!r} is not in the settings ({self.config.source or 'no settings file found'})"
-                    f"{nearest(name, known)}"
-                )
-        self._make_home()
-        self._tell_weakenings()
-        return _Prepared(self, plan)
-
-    def leave(self, live: Step, error: BaseException | None) -> None:
-        """Everything that happens after a step's body. The body's own exception is never masked."""
-        if live.token is None:
-            return
-        self._gone(live)
-        if live.tags is None:  # disabled
-            self._leases_end(live)
-            return
-        try:
-            self.release_tls(keep=True)
-            self._record_end(live, error)
-            self.trail.settle(live.context.sensitivity)
-        except SecureMfgError as late:
-            if error is None:
-                raise
-            error.add_note(f"securemfg, while leaving {live.context.name}: {late}")
-        finally:
-            self._leases_end(live)
-
-    def _leases_end(self, live: Step) -> None:
-        if live.context.credentials and "broker" in self.__dict__:
-            self.broker.leave(live.context.step_id)
-
-    def _gone(self, live: Step) -> None:
-        _live.pop(live.context.step_id, None)
-        if live.token is not None:
-            context.leave(live.context, live.token)
-            live.token = None
-
-    def _record_end(self, live: Step, error: BaseException | None) -> None:
-        detail: dict[str, Scalar] = {}
-        if live.before is not None:
-            started, connections, written = live.before
-            detail["duration_us"] = (time.monotonic_ns() - started) // 1000
-            detail.update(_since(connections, self._enforcement.observed()))
-            files = self._written()[0] - written[0]
-            if files:
-                detail["artifacts_encrypted"] = files
-                detail["artifact_bytes"] = self._written()[1] - written[1]
-        if error is None:
-            self.trail.record(live.tags, "step.finished", detail=detail)
-        else:  # the class only: an exception's text may hold data
-            name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-            self.trail.record(live.tags, "step.failed", outcome="failure", reason=name, detail=detail)
-
-    def _enter_disabled(self, live: Step) -> None:
-        """SECUREMFG_DISABLED=1: nothing is enforced, and that is in the trail when it can be."""
-        with contextlib.suppress(SecureMfgError):
-            self._make_home()
-            self._tell_weakenings()
-        plan = live.plan
-        live.context = StepContext(
-            step_id=_uuid7(), name=plan.name or str(plan.stage), stage=plan.stage,
-            sensitivity=plan.sensitivity or Sensitivity.INTERNAL, assets=plan.assets, role=plan.role,
-            credentials=plan.credentials,
-        )  # fmt: skip
-        live.token = context.enter(live.context)
-        _live[live.context.step_id] = live
-
-    def _tell_weakenings(self) -> None:
+    def tell_weakenings(self) -> None:
         with self._lock:  # once, however many first steps there are
             told, self._weakenings_told = self._weakenings_told, True
         if told:
@@ -480,7 +266,7 @@ class Workflow:
     def _tags_here(self) -> Tags:
         here = context.current()
         if here is not None:
-            live = _live.get(here.step_id)
+            live = LIVE.get(here.step_id)
             if live is not None and live.tags is not None:
                 tags: Tags = live.tags
                 return tags
@@ -502,24 +288,24 @@ class Workflow:
     def http_client(self, **options: Any) -> httpx.Client:
         from securemfg.transport.clients import client
 
-        self._tell_weakenings()
+        self.tell_weakenings()
         return client(self.tls_policy, self.emit, **options)
 
     def async_http_client(self, **options: Any) -> httpx.AsyncClient:
         from securemfg.transport.clients import async_client
 
-        self._tell_weakenings()
+        self.tell_weakenings()
         return async_client(self.tls_policy, self.emit, **options)
 
     def enforce_tls(self) -> None:
         """Hold this process's connections to `tls_policy` until `release_tls`. Counted."""
-        self._enforcement.enforce(self.tls_policy, self._emit)
+        self.enforcement.enforce(self.tls_policy, self._emit)
 
     def release_tls(self, *, keep: bool = False) -> None:
-        self._enforcement.release(self.tls_policy, self._emit, keep=keep)
+        self.enforcement.release(self.tls_policy, self._emit, keep=keep)
 
     @cached_property
-    def _enforcement(self) -> ModuleType:
+    def enforcement(self) -> ModuleType:
         from securemfg.transport import enforcement
 
         return enforcement
@@ -537,20 +323,25 @@ class Workflow:
         """
         from securemfg.artifacts.activation import activate
 
-        self._tell_weakenings()
+        self.tell_weakenings()
         with self._lock:
             activate(cast("Protection", _Here()))
             if self not in _encrypting:
                 _encrypting.append(self)
 
-    def _hold_artifacts(self) -> None:
+    @property
+    def artifacts_on(self) -> bool:
+        """Whether this workflow's steps hold encryption on, and it is on."""
+        return self._artifacts_held and _encryption_on()
+
+    def hold_artifacts(self) -> None:
         """Keep encryption on for this workflow's steps, whatever explicit pairs of calls do."""
         with self._lock:
             if not self._artifacts_held or not _encryption_on():
                 self.activate_artifacts()
                 self._artifacts_held = True
 
-    def _written(self) -> tuple[int, int]:
+    def written(self) -> tuple[int, int]:
         files, size = self.protection.written
         return files, size
 
@@ -561,7 +352,7 @@ class Workflow:
         artifacts = self.config.settings.artifacts
         return Protection(
             writing_keys=self._writing_keys,
-            reading_keys=self.reading_keys,
+            reading_keys=self.keys.for_reading,
             sensitivity=context.strictest_active,
             encrypt_from=artifacts.encrypt_from,
             plaintext_reads=self.config.plaintext_reads,
@@ -574,7 +365,7 @@ class Workflow:
         """The keys of the current step's assets; outside any step, of all that run."""
         here = context.current()
         steps = (here,) if here is not None else context.active()
-        return self.keys_for(tuple(dict.fromkeys(asset for one in steps for asset in one.assets)))
+        return self.keys.for_assets(tuple(dict.fromkeys(asset for one in steps for asset in one.assets)))
 
     # -- credentials ------------------------------------------------------------------------------------------------
 
@@ -628,8 +419,8 @@ class Workflow:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Revoke what is leased, stop encrypting, seal the journal. Bounded: about two seconds for credentials, one more
-        for the trail. The workflow can still be used: what it needs opens again.
+        """Revoke what is leased, stop encrypting, seal the journal. Bounded: about two seconds for credentials, one
+        more for the trail. The workflow can still be used: what it needs opens again.
         """
         with self._lock:
             self._let_artifacts_go()
@@ -639,8 +430,8 @@ class Workflow:
             if "trail" in self.__dict__:
                 self.trail.close()
                 del self.__dict__["trail"]
-            if "_enforcement" in self.__dict__:
-                self._enforcement.restore()
+            if "enforcement" in self.__dict__:
+                self.enforcement.restore()
 
     def _let_artifacts_go(self) -> None:
         """Encrypt no more for this workflow; for the others it stays on."""
@@ -666,10 +457,10 @@ class _Here:
 def _responsible() -> Workflow:
     """Whose rules hold for an artifact: the current step's workflow; on a thread without one, that of all that run."""
     here = context.current()
-    live = _live.get(here.step_id) if here is not None else None
+    live = LIVE.get(here.step_id) if here is not None else None
     if live is not None and live.tags is not None:
         return live.workflow
-    running = {step.workflow for step in list(_live.values()) if step.tags is not None}
+    running = {step.workflow for step in list(LIVE.values()) if step.tags is not None}
     if len(running) == 1:
         return running.pop()
     if not _encrypting:
@@ -681,52 +472,9 @@ def _encryption_on() -> bool:
     return sys.modules["securemfg.artifacts.state"].STATE.protection is not None
 
 
-def make_home(home: os.PathLike[str]) -> None:
-    """The folder of local things: 0700, and git ignores it. Raises ConfigError."""
-    from pathlib import Path
-
-    folder = Path(home)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ignore = folder / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n", encoding="ascii")
-    except OSError as error:
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
-            raise ConfigError(
-                f"{folder} cannot be made: {error.strerror}; set SECUREMFG_HOME to a folder of your own"
-            ) from error
-        return  # a full or read-only disk is for the fail policy to judge
-
-
 def _session_tags(here: StepContext) -> dict[str, str]:
     tags = {"Stage": str(here.stage), "Sensitivity": str(here.sensitivity)}
     return {**tags, "Role": here.role} if here.role else tags
-
-
-def _since(before: Mapping[Any, int], now: Mapping[Any, int]) -> dict[str, Scalar]:
-    """What connections were made between two snapshots: how many, and with which versions."""
-    if now is before:
-        return {}
-    fresh = {connection: count - before.get(connection, 0) for connection, count in now.items()}
-    made = [connection for connection, count in fresh.items() if count > 0]
-    protected = [connection for connection in made if connection.version.startswith("TLS")]
-    detail: dict[str, Scalar] = {
-        "tls_connections": sum(fresh[connection] for connection in protected),
-        "tls_versions": ", ".join(sorted({connection.version for connection in protected})),
-    }
-    others = sum(fresh[connection] for connection in made if connection not in protected)
-    if others:
-        detail["tls_exceptions"] = others
-    return detail
-
-
-def _uuid7() -> str:
-    global _uuid7
-    from securemfg.audit.events import uuid7
-
-    _uuid7 = uuid7
-    return uuid7()
 
 
 def _say(text: str) -> None:
@@ -736,7 +484,6 @@ def _say(text: str) -> None:
 
 # -- the process's default workflow -----------------------------------------------------------------------------------
 
-_live: dict[str, Step] = {}
 _encrypting: list[Workflow] = []  # those for which artifacts are encrypted now
 _workflows: list[Workflow] = []
 _default: Workflow | None = None
@@ -756,7 +503,7 @@ def default_workflow() -> Workflow:
 def current() -> Step:
     """The step this code runs in. Raises ConfigError outside of one."""
     here = context.current()
-    live = _live.get(here.step_id) if here is not None else None
+    live = LIVE.get(here.step_id) if here is not None else None
     if live is None:
         raise ConfigError("there is no current step here: call it inside one, or carry it with securemfg.context.carry")
     return live
@@ -782,7 +529,7 @@ def aws_session(*, role_arn: str, region: str | None = None) -> boto3.Session:
 def reset() -> None:
     """Close every workflow and forget the default one. For tests and for programs that change their settings."""
     global _default
-    for workflow in list(_workflows):
+    for workflow in _workflows:
         with contextlib.suppress(SecureMfgError):
             workflow.close()
     _workflows.clear()
@@ -790,7 +537,7 @@ def reset() -> None:
 
 
 def _at_exit() -> None:
-    for workflow in list(_workflows):
+    for workflow in _workflows:
         with contextlib.suppress(SecureMfgError):  # an exit is too late to refuse anything
             workflow.close()
 

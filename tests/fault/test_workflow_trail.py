@@ -193,7 +193,7 @@ def test_a_home_that_cannot_be_made_is_a_config_error_with_the_way_out(monkeypat
 
 
 def _tls(workflow: Workflow, broken: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow._enforcement, "enforce", broken)
+    monkeypatch.setattr(workflow.enforcement, "enforce", broken)
 
 
 def test_a_step_whose_tls_cannot_be_enforced_fails_before_its_body_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,7 @@ def test_secret_finds_no_such_credential_and_names_the_nearest() -> None:
 
 def test_the_embedded_default_makes_its_key_once_privately_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     workflow = default_workflow()
-    (group,) = workflow.keys_for(())
+    (group,) = workflow.keys.for_assets(())
     reset()
     default_workflow().keys_for(())
     said = capfd.readouterr().err.splitlines()

@@ -90,7 +90,7 @@ class Keyring:
             return key
 
     def for_reading(self, key_id: str, root: Root, store: RecordStore, protection: Protection) -> RunKey:
-        """The run key `key_id` of `root`, opened with the keys the settings name. Raises KeyUnavailable, DecryptionError."""
+        """The run key `key_id` of `root`, opened with the settings' keys. Raises KeyUnavailable, DecryptionError."""
         place = (root.uri, key_id)
         now = self._clock()
         with self._lock:

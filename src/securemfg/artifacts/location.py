@@ -1,7 +1,8 @@
 """Where an artifact belongs: which run, logged model or trace, and its path below that root.
 
 MLflow opens the same file under several URIs (the root, its parent, a folder below it), so the place is read from the
-whole address. The first `<id>/artifacts` on the way down is the root: whatever stands in a user's own path comes after it.
+whole address. The first `<id>/artifacts` on the way down is the root: whatever stands in a user's own path comes after
+it.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         tracking_uri: str | None = None,
         registry_uri: str | None = None,
     ) -> None:
-        super().__init__(artifact_uri, **named(tracking_uri, registry_uri))  # type: ignore[no-untyped-call]
-        self._make = lambda uri: factory(uri, **named(tracking_uri, registry_uri))
+        super().__init__(artifact_uri, **named(tracking_uri, registry_uri))
+        self._make: Factory = lambda uri: factory(uri, **named(tracking_uri, registry_uri))
         self._inner = self._make(artifact_uri)
         self._roots: dict[str, ArtifactRepository] = {artifact_uri.rstrip("/"): self._inner}
         self._downloads: dict[str, SecureMfgError | None] = {}  # folder being filled -> why it was refused
@@ -173,7 +173,8 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         elif rule is PlaintextReads.REFUSE:
             raise DecryptionError(
                 f"artifact {path!r} of {self.artifact_uri} is not encrypted, and artifacts.plaintext_reads is 'refuse' "
-                f"({protection.plaintext_origin}): someone planted it, or it is older than securemfg; nothing was loaded"
+                f"({protection.plaintext_origin}): someone planted it, or it is older than securemfg; nothing was "
+                "loaded"
             )
         elif rule is PlaintextReads.AUDIT:
             protection.emit(
@@ -259,7 +260,8 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             raise
         except Exception as error:  # every store has errors of its own for this
             raise KeyUnavailable(
-                f"the run key's record {root.uri}/{path} cannot be had: it was erased, or the store is out of reach ({error})"
+                f"the run key's record {root.uri}/{path} cannot be had: it was erased, or the store is out of reach "
+                f"({error})"
             ) from error
 
     # -- small parts ------------------------------------------------------------------------------------------------

@@ -13,7 +13,16 @@ from typing import Any, Final
 
 from securemfg.errors import AuditError, EvidenceError
 
-__all__ = ["BATCH_BYTES", "BATCH_EVENTS", "BATCH_SPAN_MS", "BatchRefused", "CloudWatchLogs", "Rejected", "check", "logs_client"]
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_EVENTS",
+    "BATCH_SPAN_MS",
+    "BatchRefused",
+    "CloudWatchLogs",
+    "Rejected",
+    "check",
+    "logs_client",
+]
 
 BATCH_BYTES: Final = 1_048_576  # a batch: the messages' UTF-8 and the overhead of each
 BATCH_EVENTS: Final = 10_000
@@ -77,9 +86,7 @@ def check(group: str, region: str | None = None, *, create: bool = True, client:
         ) from error
     if found is None:
         if not create:
-            raise EvidenceError(
-                f"the log group {group!r} is not there: make it, or set audit.cloudwatch.create = true"
-            )
+            raise EvidenceError(f"the log group {group!r} is not there: make it, or set audit.cloudwatch.create = true")
         return f"log group {group} is not there yet: the first shipment makes it, keeping events for ever"
     days = found.get("retentionInDays")
     return f"log group {group} keeps events {f'{days} days' if days else 'for ever'}"

@@ -120,8 +120,8 @@ def verify(
 
         found = check(journal_folder(path), anchor=anchor, key=key)
         if as_json:
-            speaker.json({"ok": found.ok, "strength": found.strength, "events": found.events, "unsealed_tail": found.tail,
-                          "torn_bytes": found.torn, "writers": found.writers, "problems": found.problems})  # fmt: skip
+            whole = {"ok": found.ok, "strength": found.strength, "events": found.events, "unsealed_tail": found.tail}
+            speaker.json({**whole, "torn_bytes": found.torn, "writers": found.writers, "problems": found.problems})
         else:
             _tell(speaker, found)
         if not found.ok:

@@ -47,19 +47,22 @@ def _each(
     encrypting: bool,
 ) -> None:
     from securemfg.cli.output import Speaker
+    from securemfg.encryption.keys import Key
     from securemfg.encryption.stream import decrypt_file, encrypt_file
     from securemfg.workflow import default_workflow
 
     workflow = default_workflow()
     speaker = Speaker()
+    keys: list[Key | str]
     if key:
         keys = list(key)
+    elif encrypting:
+        keys = [one for group in workflow.keys.for_assets(()) for one in group]
     else:
-        keys = (
-            [one for group in workflow.keys_for(()) for one in group] if encrypting else list(workflow.reading_keys())
-        )
+        keys = list(workflow.keys.for_reading())
     action = encrypt_file if encrypting else decrypt_file
-    done, failed = [], []
+    done: list[dict[str, object]] = []
+    failed: list[dict[str, str]] = []
     for path in paths:
         target = _target(path, output, several=len(paths) > 1, encrypting=encrypting)
         try:
@@ -82,8 +85,8 @@ def _each(
     else:
         for row in done:
             speaker.say(f"{row['source']} -> {row['target']} ({size(int(str(row['bytes'])))})")
-        for row in failed:
-            speaker.note(f"failed: {row['error']}")
+        for failure in failed:
+            speaker.note(f"failed: {failure['error']}")
     if failed:
         raise typer.Exit(int(Exit.FINDINGS))
 

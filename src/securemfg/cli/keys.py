@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from securemfg.cli.output import Json, ends_well
-from securemfg.errors import ConfigError, EncryptionError, SecureMfgError
+from securemfg.errors import ConfigError, SecureMfgError
 
 
 def add_to(root: typer.Typer) -> None:
@@ -78,20 +78,14 @@ def backup(
 ) -> None:
     """Copy a local key to a safe place. The copy opens everything the key opens: guard it as well."""
     with ends_well(as_json=as_json) as speaker:
-        from securemfg.encryption.keys import KEY_LENGTH, LocalKey, read_private, write_private
+        from securemfg.encryption.keys import copy_local_key
 
-        source = _local_path(key)
-        found = LocalKey.open(source, origin="--key" if key else "keys.default")
-        if target.is_dir():
-            target = target / f"{found.name}.key"
-        write_private(target, read_private(source, KEY_LENGTH, origin="keys.default"))
-        if LocalKey.open(target).name != found.name:
-            raise EncryptionError(f"the copy in {target} does not read back as key {found.name}: do not rely on it")
-        _audited("key.backed_up", found.name, target)
+        copied = copy_local_key(_local_path(key), target, origin="--key" if key else "keys.default")
+        _audited("key.backed_up", copied.name, copied.path)
         if as_json:
-            speaker.json({"key": found.name, "path": str(target.absolute())})
+            speaker.json({"key": copied.name, "path": str(copied.path.absolute())})
         else:
-            speaker.say(f"copied key {found.name} to {target}, and read it back")
+            speaker.say(f"copied key {copied.name} to {copied.path}, and read it back")
 
 
 def restore(
@@ -102,16 +96,14 @@ def restore(
 ) -> None:
     """Put a backed-up local key back where the settings expect it. An existing key is never overwritten."""
     with ends_well(as_json=as_json) as speaker:
-        from securemfg.encryption.keys import KEY_LENGTH, LocalKey, read_private, write_private
+        from securemfg.encryption.keys import copy_local_key
 
-        place = target or _local_path(None)
-        write_private(place, read_private(source, KEY_LENGTH, origin="the backup"))
-        key = LocalKey.open(place)
-        _audited("key.restored", key.name, place)
+        key = copy_local_key(source, target or _local_path(None), origin="the backup")
+        _audited("key.restored", key.name, key.path)
         if as_json:
-            speaker.json({"key": key.name, "path": str(place.absolute())})
+            speaker.json({"key": key.name, "path": str(key.path.absolute())})
         else:
-            speaker.say(f"restored key {key.name} to {place}")
+            speaker.say(f"restored key {key.name} to {key.path}")
 
 
 def _local_path(key: str | None) -> Path:

@@ -62,8 +62,8 @@ def report(
         page, text = write(made, output)
         counts = {state.value: sum(row.state is state for row in made.rows) for state in State}
         if as_json:
-            speaker.json({"html": page, "markdown": text, "controls": counts,
-                          "rows": [{"control": r.control.id, "state": r.state, "coverage": r.coverage} for r in made.rows]})  # fmt: skip
+            rows = [{"control": r.control.id, "state": r.state, "coverage": r.coverage} for r in made.rows]
+            speaker.json({"html": page, "markdown": text, "controls": counts, "rows": rows})
         else:
             shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
             speaker.say(f"{len(made.rows)} controls: {shown}")

@@ -50,8 +50,9 @@ def init(
     """Set up a project: securemfg.toml, data_flow.yaml and a local key. Existing files are kept."""
     with ends_well(as_json=as_json) as speaker:
         from securemfg.config import load
-        from securemfg.encryption.keys import KEY_LENGTH, LocalKey, create_local_key, read_private, write_private
-        from securemfg.workflow import Workflow, make_home
+        from securemfg.encryption.keys import copy_local_key, create_local_key
+        from securemfg.home import make_home
+        from securemfg.workflow import Workflow
 
         if backup is not None and no_backup:
             raise ConfigError("--backup and --no-backup exclude each other")
@@ -66,11 +67,10 @@ def init(
                 made.append(str(path))
         config = load(folder)
         make_home(config.home)
-        text = config.default_key
-        key_path = None
-        if isinstance(text, str) and text.startswith("local:"):
-            key_path = Path(text.removeprefix("local:")).expanduser()
-            key_path = key_path if key_path.is_absolute() else config.folder / key_path
+        chosen = config.default_key
+        key_path: Path | None = None
+        if isinstance(chosen, str) and chosen.startswith("local:"):
+            key_path = config.path(Path(chosen.removeprefix("local:")).expanduser())
         key = None
         if key_path is not None and not key_path.exists():
             key = create_local_key(key_path)
@@ -83,15 +83,12 @@ def init(
                 answer = typer.prompt("Back it up to (a path, best on another medium; empty to decline)", default="")
                 backup = Path(answer).expanduser() if answer else None
             if backup is not None:
-                name = LocalKey.open(key_path).name
-                target = backup / f"{name}.key" if backup.is_dir() else backup
-                write_private(target, read_private(key_path, KEY_LENGTH, origin="keys.default"))
-                made.append(str(target))
+                made.append(str(copy_local_key(key_path, backup, origin="keys.default").path))
         if as_json:
             speaker.json({"made": made, "key": key.name if key else None, "backup": str(backup) if backup else None})
             return
-        for path in made:
-            speaker.say(f"made {path}")
+        for one in made:
+            speaker.say(f"made {one}")
         if not made:
             speaker.say("everything was there already; nothing was changed")
         elif backup is None and key is not None:
@@ -139,8 +136,8 @@ def validate(
             raise ConfigError("no catalog is set: set 'catalog', or name the file")
         catalog = load_catalog(path, origin=origin)
         if as_json:
-            speaker.json({"path": path, "digest": catalog.digest,
-                          "assets": [{"name": a.name, "sensitivity": a.sensitivity} for a in catalog.assets.values()]})  # fmt: skip
+            assets = [{"name": asset.name, "sensitivity": asset.sensitivity} for asset in catalog.assets.values()]
+            speaker.json({"path": path, "digest": catalog.digest, "assets": assets})
             return
         speaker.table(
             ("asset", "sensitivity", "roles"),

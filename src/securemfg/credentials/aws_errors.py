@@ -61,9 +61,7 @@ def told(subject: str, what: str, remedy: str) -> Iterator[None]:
         if code in _OWN_IDENTITY:
             raise CredentialDenied(f"AWS refused {subject}: {_OWN_IDENTITY[code]} ({code}); mend that first") from error
         if code in _REFUSED:
-            raise CredentialDenied(
-                f"AWS refused {what} for {subject}: {code}: {said}; {remedy}"
-            ) from error
+            raise CredentialDenied(f"AWS refused {what} for {subject}: {code}: {said}; {remedy}") from error
         raise CredentialError(f"AWS could not give {subject}: {code}: {said}") from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise CredentialDenied(

@@ -186,6 +186,20 @@ def create_local_key(path: Path) -> LocalKey:
         raise
 
 
+def copy_local_key(source: Path, target: Path, *, origin: str) -> LocalKey:
+    """Copy a local key, for a backup or its way back; into a folder it goes by its name. Returns the copy, read back.
+
+    Raises KeyUnavailable for a bad source, EncryptionError when `target` exists or does not read back.
+    """
+    key = LocalKey.open(source, origin=origin)
+    place = target / f"{key.name}.key" if target.is_dir() else target
+    write_private(place, read_private(source, KEY_LENGTH, origin=origin))
+    copy = LocalKey.open(place, origin="the copy")
+    if copy.name != key.name:
+        raise EncryptionError(f"the copy in {place} does not read back as key {key.name}: do not rely on it")
+    return copy
+
+
 def open_key(text: str, *, folder: Path | None = None, origin: str = "argument") -> Key:
     """The key that `text` names; a relative path is taken from `folder`. `origin` is for messages.
 

@@ -1,0 +1,84 @@
+"""The keys that the settings name, opened when they are first needed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+
+from securemfg.config import Config
+from securemfg.context import Emit
+from securemfg.encryption.keys import Key, create_local_key, open_key
+from securemfg.errors import SecureMfgError
+from securemfg.home import make_home
+
+
+class ConfiguredKeys:
+    """Which keys to encrypt for, and which to read with. Thread-safe; opens each key once."""
+
+    def __init__(self, config: Config, emit: Emit) -> None:
+        self._config = config
+        self._emit = emit
+        self._lock = threading.RLock()
+        self._opened: dict[str | tuple[str, ...], tuple[Key, ...]] = {}
+
+    def for_assets(self, assets: Sequence[str]) -> tuple[tuple[Key, ...], ...]:
+        """One group of keys per asset with keys of its own, else the default group. Something of every group is needed
+        to read; within a group any key will do. Raises KeyUnavailable, ConfigError.
+        """
+        named = self._config.settings.keys
+        own = [asset for asset in assets if asset in named]
+        names = own if own and len(own) == len(assets) else [*own, "default"]
+        texts = dict.fromkeys(self._config.default_key if name == "default" else named[name] for name in names)
+        return tuple(self._open(text) for text in texts)
+
+    def for_reading(self) -> tuple[Key, ...]:
+        """Every key that the settings name and that can be used here. Raises KeyUnavailable when there is none."""
+        keys: list[Key] = []
+        failures: list[SecureMfgError] = []
+        for text in dict.fromkeys([self._config.default_key, *self._config.settings.keys.values()]):
+            try:
+                keys += self._open(text)
+            except SecureMfgError as error:
+                failures.append(error)
+        if not keys:
+            raise failures[0]
+        return tuple(keys)
+
+    def _open(self, text: str | tuple[str, ...]) -> tuple[Key, ...]:
+        with self._lock:
+            opened = self._opened.get(text)
+            if opened is None:
+                self._make_embedded_key()
+                texts = (text,) if isinstance(text, str) else text
+                origin = self._origin(text)
+                opened = tuple(open_key(one, folder=self._config.folder, origin=origin) for one in texts)
+                self._opened[text] = opened
+            return opened
+
+    def _origin(self, text: str | tuple[str, ...]) -> str:
+        names = (name for name, value in self._config.settings.keys.items() if value == text)
+        return next((self._config.origin(f"keys.{name}") for name in names), "built-in")
+
+    def _make_embedded_key(self) -> None:
+        """The embedded default makes its key; with settings, only `init` and `keys generate` do (trust rule 11)."""
+        if not self._config.embedded:
+            return
+        path = self._config.home / "keys" / "default.key"
+        if path.exists():
+            return
+        make_home(self._config.home)
+        try:
+            key = create_local_key(path)
+        except SecureMfgError:
+            if path.exists():  # another process was faster
+                return
+            raise
+        sys.stderr.write(
+            f"securemfg: no settings found: using the embedded default in {self._config.home}. Made key {key.name}: "
+            f"whoever loses {path} loses the data; back it up with 'securemfg keys backup'.\n"
+        )
+        self._emit("key.created", resource=key.name, kind="local-key", detail={"path": str(path)})
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
