@@ -208,7 +208,7 @@ def test_the_embedded_default_makes_its_key_once_privately_and_says_so(capfd: py
     workflow = default_workflow()
     (group,) = workflow.keys.for_assets(())
     reset()
-    default_workflow().keys_for(())
+    default_workflow().keys.for_assets(())
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
     assert "no settings found: using the embedded default" in said[0]
@@ -225,7 +225,7 @@ def test_the_embedded_default_makes_its_key_once_privately_and_says_so(capfd: py
 def test_with_settings_a_missing_key_is_never_made() -> None:
     settings('mode = "enforce"\n')
     with pytest.raises(KeyUnavailable, match="securemfg keys generate"):
-        default_workflow().keys_for(())
+        default_workflow().keys.for_assets(())
     assert not Path(".securemfg/keys/default.key").exists()
 
 
@@ -239,7 +239,7 @@ def test_assets_with_keys_of_their_own_are_wrapped_for_all_of_them(tmp_path: Pat
     )
 
     def wrapped(*assets: str) -> list[list[str]]:
-        return [[key.name for key in group] for group in default_workflow().keys_for(assets)]
+        return [[key.name for key in group] for group in default_workflow().keys.for_assets(assets)]
 
     assert wrapped() == [[names["default"]]]
     assert wrapped("operator_feedback") == [[names["operator_feedback"]]]
