@@ -31,7 +31,7 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-def refused(message: bytes, out: Path, key: object = KEY, says: str = "") -> None:
+def refused(message: bytes, out: Path, key: object = KEY, says: str | None = None) -> None:
     """Both ways of reading refuse `message`, and what stood at the target still does."""
     with pytest.raises(DecryptionError, match=says):
         decrypt_bytes(message, key=key)
@@ -167,7 +167,9 @@ def test_frames_of_another_message_under_the_same_key_are_refused(out: Path) -> 
 @pytest.mark.parametrize("frame_length", [0, (1 << 26) + 1, 0xFFFFFFFF])
 def test_frame_length_that_is_none_is_refused_before_any_memory_is_taken(out: Path, frame_length: int) -> None:
     at = HEADER.length - 16 - 32 - 4
-    refused(MESSAGE[:at] + struct.pack(">I", frame_length) + MESSAGE[at + 4 :], out, says=f"frame length {frame_length}")
+    refused(
+        MESSAGE[:at] + struct.pack(">I", frame_length) + MESSAGE[at + 4 :], out, says=f"frame length {frame_length}"
+    )
 
 
 def test_largest_frame_length_takes_no_more_memory_than_the_message(out: Path) -> None:

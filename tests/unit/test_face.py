@@ -86,7 +86,12 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `code` as a script in the working folder; what it printed."""
     Path("script.py").write_text(code, encoding="utf-8")
     return subprocess.run(
-        [sys.executable, "script.py"], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "script.py"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -124,7 +129,12 @@ def test_a_process_that_ends_normally_leaves_a_sealed_and_verified_journal() -> 
     found = verify(Path(".securemfg/journal"))
     assert found.ok
     assert found.tail == 0
-    assert [event["action"] for event in events()] == ["journal.opened", "step.started", "step.finished", "journal.closed"]
+    assert [event["action"] for event in events()] == [
+        "journal.opened",
+        "step.started",
+        "step.finished",
+        "journal.closed",
+    ]
 
 
 def test_a_process_that_exits_inside_a_step_leaves_a_failed_step_and_its_code() -> None:

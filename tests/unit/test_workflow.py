@@ -326,7 +326,9 @@ def test_disabled_enforces_nothing_and_says_so_in_the_trail(
     assert "nothing is enforced" in capsys.readouterr().err
 
 
-def test_disabled_runs_the_body_even_where_no_trail_can_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_disabled_runs_the_body_even_where_no_trail_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SECUREMFG_HOME", str(tmp_path / "file" / "home"))
     monkeypatch.setenv("SECUREMFG_DISABLED", "1")

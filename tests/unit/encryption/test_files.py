@@ -201,14 +201,22 @@ def test_source_is_never_its_own_target(source: Path, verb, way: str) -> None:
 @pytest.mark.parametrize("verb", [encrypt_file, decrypt_file])
 def test_missing_source_folder_source_and_pipe_are_typed_errors(tmp_path: Path, out: Path, verb) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name, says in (("none", "cannot be read: No such file"), (".", "not a regular file"), ("pipe", "not a regular")):
+    for name, says in (
+        ("none", "cannot be read: No such file"),
+        (".", "not a regular file"),
+        ("pipe", "not a regular"),
+    ):
         with pytest.raises(EncryptionError, match=says):
             verb(tmp_path / name, out / "x", key=KEY)
     assert folder_holds(out) == []
 
 
 def test_target_that_cannot_be_is_a_typed_error(source: Path, out: Path) -> None:
-    for name, says in ((".", "is a folder"), ("none/x", "cannot be written: No such"), ("n" * 300, "cannot be written")):
+    for name, says in (
+        (".", "is a folder"),
+        ("none/x", "cannot be written: No such"),
+        ("n" * 300, "cannot be written"),
+    ):
         with pytest.raises(EncryptionError, match=says):
             encrypt_file(source, out / name, key=KEY)
     with pytest.raises(EncryptionError, match="cannot be written"):
@@ -329,7 +337,9 @@ def test_durable_syncs_the_file_before_it_gets_its_name_and_then_the_folder(
 
 def test_context_that_is_asked_for_must_be_the_messages(source: Path, out: Path) -> None:
     encrypt_file(source, out / "x.esdk", key=KEY, context=CONTEXT)
-    with pytest.raises(DecryptionError, match=r"'asset' = 'press-7', not 'press-8': it was moved or swapped") as refused:
+    with pytest.raises(
+        DecryptionError, match=r"'asset' = 'press-7', not 'press-8': it was moved or swapped"
+    ) as refused:
         decrypt_file(out / "x.esdk", out / "x", key=KEY, context={"asset": "press-8"})
     assert str(out / "x.esdk") in str(refused.value)
     with pytest.raises(DecryptionError, match="not bound to 'line': it is not the one that was asked for"):

@@ -205,9 +205,10 @@ def test_geometry_planned_and_read_agree(length: int) -> None:
     plan = Geometry.plan(header, length)
     assert Geometry.of(header, plan.message_length) == plan
     assert plan.plaintext_length == length
-    assert len(message_of(bytes(length), KEY, 16)) == plan.message_length - header.length + len(
-        message_of(b"", KEY, 16)
-    ) - FINAL_OVERHEAD
+    assert (
+        len(message_of(bytes(length), KEY, 16))
+        == plan.message_length - header.length + len(message_of(b"", KEY, 16)) - FINAL_OVERHEAD
+    )
 
 
 def test_geometry_refuses_sizes_that_hold_no_whole_frames() -> None:

@@ -58,7 +58,9 @@ def opened(message: bytes, ring: Any) -> tuple[bytes, dict[str, str]]:
     return plaintext, header.encryption_context
 
 
-def written(plaintext: bytes, ring: Any, frame_length: int, context: dict[str, str], suite: str = "COMMIT_KEY") -> bytes:
+def written(
+    plaintext: bytes, ring: Any, frame_length: int, context: dict[str, str], suite: str = "COMMIT_KEY"
+) -> bytes:
     message, _ = client().encrypt(
         source=plaintext,
         keyring=ring,
@@ -138,7 +140,9 @@ def test_exit_path_of_a_run_key_needs_only_the_official_sdk(tmp_path: Path, loca
     assert len(run_key) == 32
     assert bound["securemfg:run-key"] == run.key_id
     assert bound["securemfg:root"] == "4711"
-    artifact, context = opened((tmp_path / "model.pkl.esdk").read_bytes(), keyring("securemfg-run", run.key_id, run_key))
+    artifact, context = opened(
+        (tmp_path / "model.pkl.esdk").read_bytes(), keyring("securemfg-run", run.key_id, run_key)
+    )
     assert (artifact, context) == (plaintext, {"path": "model/model.pkl"})
 
 
@@ -147,7 +151,7 @@ def test_exit_path_of_a_nested_record_opens_one_level_per_key(tmp_path: Path, lo
     run, record = create_run_key([[local], [other]], {"securemfg:root": "4711"})
     artifact = encrypt_bytes(b"weights", key=run)
 
-    with pytest.raises(Exception):  # noqa: PT011 - their error, of whatever kind: the outer level is not for this key
+    with pytest.raises(Exception):
         opened(record, ring)
     inner, bound = opened(record, keyring("securemfg", other.name, other.path.read_bytes()))
     assert bound["securemfg:depth"] == "2"
