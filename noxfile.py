@@ -114,6 +114,10 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = []  # `nox` alone lists, as `python3 noxfile.py` does
 nox.options.error_on_missing_interpreters = False  # `unit` runs where an interpreter exists, in CI too
 
+# pyenv's own Pythons are not on PATH unless chosen, and `unit` wants each of them.
+for folder in sorted(Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv").glob("versions/3.1[1-9].*/bin")):
+    os.environ["PATH"] += os.pathsep + str(folder)
+
 PYPROJECT = ROOT / "pyproject.toml"
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # a file's tests share their servers
 

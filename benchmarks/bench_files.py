@@ -92,7 +92,11 @@ def main() -> None:
         {
             "mebibytes": size,
             **{
-                name: {"wall_seconds": wall[name].plain(), "cpu_seconds": cpu[name].plain(), "bytes_above": memory[name]}
+                name: {
+                    "wall_seconds": wall[name].plain(),
+                    "cpu_seconds": cpu[name].plain(),
+                    "bytes_above": memory[name],
+                }
                 for name in results
             },
         },

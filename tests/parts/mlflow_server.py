@@ -167,3 +167,4 @@ def use(store: Store) -> Iterator[str]:
     while mlflow.active_run() is not None:
         mlflow.end_run()
     mlflow.set_tracking_uri(before)
+    mlflow.tracking.fluent._active_experiment_id = None  # it means nothing in another tracking store

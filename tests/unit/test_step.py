@@ -173,12 +173,12 @@ def test_an_async_generator_is_refused_when_it_is_decorated() -> None:
             yield 1
 
 
-class Callable_:
+class AnyCallable:
     def __call__(self) -> int:
         return 1
 
 
-@pytest.mark.parametrize("thing", [Callable_, Callable_(), partial(int, "1"), len, 3, staticmethod(len)])
+@pytest.mark.parametrize("thing", [AnyCallable, AnyCallable(), partial(int, "1"), len, 3, staticmethod(len)])
 def test_what_is_no_function_is_refused(thing: object) -> None:
     with pytest.raises(ConfigError, match="goes on a function, not on"):
         securemfg.step("training")(thing)

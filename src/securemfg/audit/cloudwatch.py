@@ -81,8 +81,9 @@ def check(group: str, region: str | None = None, *, create: bool = True, client:
             wanted["nextToken"] = page["nextToken"]
     except Exception as error:
         raise EvidenceError(
-            f"CloudWatch Logs could not be asked about {group!r}: {_code(error) or f'{type(error).__name__}: {error}'}; "
-            "check the region, the endpoint, the credentials and the right logs:DescribeLogGroups"
+            f"CloudWatch Logs could not be asked about {group!r}: "
+            f"{_code(error) or f'{type(error).__name__}: {error}'}; check the region, the "
+            "endpoint, the credentials and the right logs:DescribeLogGroups"
         ) from error
     if found is None:
         if not create:

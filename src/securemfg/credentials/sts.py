@@ -49,7 +49,8 @@ def sts_client(region: str | None = None) -> Any:
 def identity(region: str | None = None, *, client: Any = None) -> str:
     """The ARN this process is to AWS (GetCallerIdentity, which needs no right). `client` is an STS client.
 
-    Raises CredentialDenied when AWS refuses who we are or there is nobody to be, CredentialError when it is out of reach.
+    Raises CredentialDenied when AWS refuses who we are or there is nobody to be, CredentialError when it is out of
+    reach.
     """
     with told("this process's AWS identity", "GetCallerIdentity", "check the process's own AWS credentials"):
         found = (client or sts_client(region)).get_caller_identity()
