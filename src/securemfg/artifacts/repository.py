@@ -9,15 +9,18 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artifact_path
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from securemfg import context
 from securemfg.artifacts.keyring import KEYRING
 from securemfg.artifacts.location import Location, Root, check_user_path, join, locate
 from securemfg.artifacts.plugin import Factory, named
@@ -30,6 +33,15 @@ from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RUN_PROVIDER
 from securemfg.encryption.stream import Message, decrypt_file, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
 from securemfg.settings import PlaintextReads
+
+R = TypeVar("R")
+
+
+class _CarryingPool(ThreadPoolExecutor):
+    """A pool whose work runs in the step it was submitted from, so that its events carry the step's tags."""
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        return super().submit(context.carry(fn), *args, **kwargs)
 
 
 class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow ships no types
@@ -47,6 +59,9 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         self._inner = self._make(artifact_uri)
         self._roots: dict[str, ArtifactRepository] = {artifact_uri.rstrip("/"): self._inner}
         self._downloads: dict[str, SecureMfgError | None] = {}  # folder being filled -> why it was refused
+
+    def _create_thread_pool(self) -> ThreadPoolExecutor:
+        return _CarryingPool(max_workers=self.max_workers, thread_name_prefix="securemfg-artifacts")
 
     # -- out --------------------------------------------------------------------------------------------------------
 

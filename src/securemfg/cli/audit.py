@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from securemfg.cli.output import Exit, Json, Speaker, ends_well
 from securemfg.errors import AuditError, ConfigError, EvidenceError
@@ -66,19 +67,31 @@ def show(
             for event in events:
                 sys.stdout.write(orjson.dumps(event, option=orjson.OPT_SORT_KEYS).decode() + "\n")
             return
-        rows = [
-            (
-                str(event.get("time", ""))[:23].replace("T", " "),
-                event.get("action"),
-                event.get("outcome"),
-                event.get("step"),
-                event.get("sensitivity"),
-                (event.get("resource") or {}).get("id"),
-                _detail(event),
-            )
-            for event in events
-        ]
-        speaker.table(("time (UTC)", "action", "outcome", "step", "sensitivity", "resource", "detail"), rows)
+        colours = {"denied": "red", "failure": "yellow"}
+        for event in events:
+            line = Text(str(event.get("time", ""))[:23].replace("T", " "), style="dim")
+            outcome = str(event.get("outcome"))
+            line.append(f" {event.get('action')}", style=f"bold {colours.get(outcome, '')}".strip())
+            if outcome != "success":
+                line.append(f" {outcome}", style=colours.get(outcome, ""))
+            for name, value in _shown(event):
+                line.append(f" {name}=", style="dim")
+                line.append(value)
+            speaker.out.print(line, soft_wrap=True)
+
+
+def _shown(event: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a line says of an event besides time, action and outcome."""
+    for name in ("step", "stage", "sensitivity"):
+        if event.get(name):
+            yield name, str(event[name])
+    resource = event.get("resource") or {}
+    if resource.get("id"):
+        yield str(resource.get("type", "resource")), str(resource["id"])
+    for name, value in (event.get("detail") or {}).items():
+        yield str(name), str(value)
+    if event.get("reason"):
+        yield "reason", str(event["reason"])
 
 
 def _chosen(
@@ -94,13 +107,6 @@ def _chosen(
             continue
         if str(event.get("time", "")) >= start:
             yield event
-
-
-def _detail(event: dict[str, Any]) -> str:
-    parts = [f"{name}={value}" for name, value in (event.get("detail") or {}).items()]
-    if event.get("reason"):
-        parts.insert(0, str(event["reason"]))
-    return " ".join(parts)
 
 
 def verify(

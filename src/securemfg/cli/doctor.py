@@ -183,10 +183,9 @@ def _vault(workflow: Workflow) -> Iterator[Result]:
     parts = urlsplit(settings.address)
     if parts.scheme == "https":
         yield from _tls(workflow, parts.netloc, check="vault")
-    from securemfg.credentials.sources import vault_source
+    from securemfg.credentials.sources import check_vault
 
-    text = vault_source(workflow.config).check()
-    yield Result("vault", OK, text)
+    yield Result("vault", OK, check_vault(workflow.config))
 
 
 def _sts(workflow: Workflow) -> Iterator[Result]:
