@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from securemfg import context as _context
+from securemfg import errors as _errors
 
 if TYPE_CHECKING:
     from securemfg import artifacts, audit, encryption, tls
@@ -54,23 +55,6 @@ _HOMES: Final = {
     "secret": "workflow",
     "step": "_step",
 }
-_ERRORS: Final = (
-    "AccessDenied",
-    "AuditError",
-    "CatalogError",
-    "ConfigError",
-    "CredentialDenied",
-    "CredentialError",
-    "CredentialExpired",
-    "DecryptionError",
-    "EncryptionError",
-    "EvidenceError",
-    "KeyUnavailable",
-    "PlaintextRefused",
-    "SecureMfgError",
-    "TlsRefused",
-    "TransportError",
-)
 _MODULES: Final = ("artifacts", "audit", "encryption", "tls")
 
 __all__ = [
@@ -119,7 +103,7 @@ _context.provide(_default_workflow)
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    home = "errors" if name in _ERRORS else _HOMES.get(name)
+    home = "errors" if name in _errors.__all__ else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -5,7 +5,6 @@ A store is whatever can put, get and list files below a root; the repository han
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from securemfg.artifacts.location import Root
 from securemfg.artifacts.protection import Protection
 from securemfg.encryption.run_key import RunKey, create_run_key, open_run_key, record_path
 from securemfg.errors import EncryptionError, KeyUnavailable
+from securemfg.forking import forget_after_fork
 
 _KEPT: Final = 1024  # run keys in memory
 _LIFETIME: Final = 300.0  # seconds that an opened run key is kept for reading
@@ -36,10 +36,11 @@ class Keyring:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._empty()
-        _keyrings.append(self)
+        self.forget()
+        forget_after_fork(self)
 
-    def _empty(self) -> None:
+    def forget(self) -> None:
+        """Start anew, in a forked child too."""
         self._lock = threading.Lock()
         self._writing: OrderedDict[tuple[str, tuple[str, ...]], RunKey] = OrderedDict()
         self._reading: OrderedDict[tuple[str, str], tuple[float, RunKey]] = OrderedDict()
@@ -105,15 +106,5 @@ class Keyring:
                 self._reading.popitem(last=False)
         return key
 
-
-_keyrings: list[Keyring] = []
-
-
-def _after_fork() -> None:
-    for keyring in _keyrings:
-        keyring._empty()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 KEYRING: Final = Keyring()

@@ -7,10 +7,8 @@ over all.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -22,6 +20,7 @@ from securemfg.audit.checkpoint import Signer
 from securemfg.audit.events import Tags, body
 from securemfg.audit.writer import Closed, Disk, Limits, ReentrantAppend, Writer, host_name
 from securemfg.errors import AuditError
+from securemfg.forking import forget_after_fork
 
 __all__ = ["Journal", "Receipt"]
 
@@ -65,7 +64,7 @@ class Journal:
         self._finished = 0  # events in writers of this process that are closed
         self._lost = 0
         self.writer_ids: tuple[str, ...] = ()  # of this process, oldest first
-        _journals.append(weakref.ref(self))
+        forget_after_fork(self)
 
     @property
     def writer(self) -> str | None:
@@ -210,7 +209,7 @@ class Journal:
         writer.ask_seal()
         return writer
 
-    def _after_fork(self) -> None:
+    def forget(self) -> None:
         """The child writes its own journal: nothing of the parent's is used."""
         writer, self._writer = self._writer, None
         self._opening = threading.RLock()
@@ -218,21 +217,6 @@ class Journal:
         self.writer_ids = ()
         if writer is not None:
             writer.abandon()
-
-
-_journals: list[weakref.ref[Journal]] = []
-
-
-def _journals_after_fork() -> None:
-    for reference in list(_journals):
-        journal = reference()
-        if journal is None:
-            _journals.remove(reference)
-        else:
-            journal._after_fork()
-
-
-os.register_at_fork(after_in_child=_journals_after_fork)
 
 
 def _own_tags() -> Tags:

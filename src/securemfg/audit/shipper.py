@@ -13,7 +13,6 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from securemfg.audit.batches import Item, marker, next_batch
 from securemfg.audit.cloudwatch import BatchRefused, CloudWatchLogs
 from securemfg.audit.cursor import Cursor
 from securemfg.errors import AuditError
+from securemfg.forking import forget_after_fork
 
 __all__ = ["Shipped", "Shipper"]
 
@@ -78,7 +78,7 @@ class Shipper:
         self._thread: threading.Thread | None = None
         self._held: set[int] = set()  # descriptors of shipping locks, for a forked child to let go
         self._warned = False
-        _shippers.append(weakref.ref(self))
+        forget_after_fork(self)
 
     def start(self) -> None:
         """Begin shipping in the background and return at once."""
@@ -259,7 +259,7 @@ class Shipper:
         except BatchRefused:
             raise AuditError(str(error)) from error
 
-    def _after_fork(self) -> None:
+    def forget(self) -> None:
         """The child starts its own thread when it records; the parent's locks are let go, not released."""
         self._thread = None
         self._pass_lock = threading.Lock()
@@ -277,18 +277,3 @@ class Shipper:
 def _events(items: Iterable[Item]) -> list[Item]:
     """Without notes and markers: a marker about a marker would never end."""
     return [item for item in items if item.event]
-
-
-_shippers: list[weakref.ref[Shipper]] = []
-
-
-def _shippers_after_fork() -> None:
-    for reference in list(_shippers):
-        shipper = reference()
-        if shipper is None:
-            _shippers.remove(reference)
-        else:
-            shipper._after_fork()
-
-
-os.register_at_fork(after_in_child=_shippers_after_fork)

@@ -8,10 +8,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,6 +21,7 @@ from securemfg.audit.events import Tags
 from securemfg.audit.journal import Journal
 from securemfg.audit.writer import ReentrantAppend
 from securemfg.errors import AuditError
+from securemfg.forking import forget_after_fork
 from securemfg.labels import Sensitivity
 from securemfg.settings import FailPolicy
 
@@ -70,7 +69,7 @@ class Trail:
         self._warned = False
         self._lost = 0
         self._shipping = shipper is None
-        _trails.append(weakref.ref(self))
+        forget_after_fork(self)
 
     def record(
         self,
@@ -232,25 +231,10 @@ class Trail:
         if self.shipper is not None:
             self.shipper.start()
 
-    def _after_fork(self) -> None:
+    def forget(self) -> None:
         """The parent writes what waits in its memory; the child starts with nothing."""
         self._spool = deque()
         self._spool_lock = threading.RLock()  # a signal handler may record too
         self._lost = 0
         self._draining = self._warned = False
         self._shipping = self.shipper is None
-
-
-_trails: list[weakref.ref[Trail]] = []
-
-
-def _trails_after_fork() -> None:
-    for reference in list(_trails):
-        trail = reference()
-        if trail is None:
-            _trails.remove(reference)
-        else:
-            trail._after_fork()
-
-
-os.register_at_fork(after_in_child=_trails_after_fork)

@@ -16,8 +16,9 @@ from typing import Final, TypeAlias
 from securemfg.context import Emit, Scalar
 from securemfg.credentials.grant import Source, Wanted
 from securemfg.credentials.lease import Lease, SharedLease
-from securemfg.credentials.threads import forget_after_fork, start, start_loop
+from securemfg.credentials.threads import start, start_loop
 from securemfg.errors import ConfigError, CredentialError, nearest
+from securemfg.forking import forget_after_fork
 from securemfg.settings import CredentialSettings
 
 __all__ = ["Broker", "Leased"]

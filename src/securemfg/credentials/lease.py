@@ -15,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, Self
 
 from securemfg.credentials.grant import Credential, Grant, Source, Wanted
-from securemfg.credentials.threads import forget_after_fork, start
+from securemfg.credentials.threads import start
 from securemfg.errors import CredentialDenied, CredentialError, CredentialExpired, SecureMfgError
+from securemfg.forking import forget_after_fork
 
 __all__ = ["Credential", "Grant", "Lease", "Report", "SharedLease", "Source", "Wanted"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from securemfg._secret import Secret
 from securemfg.credentials.aws_errors import translated
 from securemfg.credentials.grant import Grant, Wanted
-from securemfg.credentials.threads import forget_after_fork
+from securemfg.forking import forget_after_fork
 
 __all__ = ["SecretsManagerSource", "secrets_manager_client"]
 

@@ -17,8 +17,8 @@ from securemfg._secret import Secret
 from securemfg.credentials.aws_errors import told, translated
 from securemfg.credentials.grant import Credential, Grant, Wanted
 from securemfg.credentials.lease import Lease
-from securemfg.credentials.threads import forget_after_fork
 from securemfg.errors import ConfigError, CredentialDenied
+from securemfg.forking import forget_after_fork
 from securemfg.settings import CredentialSettings
 
 if TYPE_CHECKING:

@@ -1,33 +1,10 @@
-"""Threads and forks as the leases need them: work that never holds the process up, and a child that starts clean."""
+"""Threads as the leases need them: work that never holds the process up."""
 
 from __future__ import annotations
 
 import contextvars
-import os
 import threading
-import weakref
 from collections.abc import Callable
-from typing import Protocol
-
-
-class _Forgetful(Protocol):
-    def forget(self) -> None: ...
-
-
-_forgetful: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
-
-
-def forget_after_fork(thing: _Forgetful) -> None:
-    """Call `thing.forget()` in every forked child: locks, threads, sockets and tokens of the parent are not its own."""
-    _forgetful.add(thing)
-
-
-def _after_fork() -> None:
-    for thing in list(_forgetful):
-        thing.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def start(name: str, work: Callable[[], None]) -> threading.Thread | None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
 from securemfg._secret import Secret
-from securemfg.credentials.threads import forget_after_fork
 from securemfg.credentials.vault_login import Auth, Login, Reply, login_for
 from securemfg.credentials.vault_session import session as strict_session
 from securemfg.errors import ConfigError, CredentialDenied, CredentialError
+from securemfg.forking import forget_after_fork
 from securemfg.settings import VaultSettings
 
 if TYPE_CHECKING:

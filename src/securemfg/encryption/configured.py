@@ -10,6 +10,7 @@ from securemfg.config import Config
 from securemfg.context import Emit
 from securemfg.encryption.keys import Key, create_local_key, open_key
 from securemfg.errors import SecureMfgError
+from securemfg.forking import forget_after_fork
 from securemfg.home import make_home
 
 
@@ -21,6 +22,7 @@ class ConfiguredKeys:
         self._emit = emit
         self._lock = threading.RLock()
         self._opened: dict[str | tuple[str, ...], tuple[Key, ...]] = {}
+        forget_after_fork(self)
 
     def for_assets(self, assets: Sequence[str]) -> tuple[tuple[Key, ...], ...]:
         """One group of keys per asset with keys of its own, else the default group. Something of every group is needed
@@ -80,5 +82,6 @@ class ConfiguredKeys:
         )
         self._emit("key.created", resource=key.name, kind="local-key", detail={"path": str(path)})
 
-    def _after_fork(self) -> None:
+    def forget(self) -> None:
+        """In a forked child: a lock of its own. The keys themselves are the same."""
         self._lock = threading.RLock()
