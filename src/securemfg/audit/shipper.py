@@ -118,6 +118,8 @@ class Shipper:
             failures = 0 if sent else failures + 1
             problem = str(error) if error else None
             left = None if end is None else end - time.monotonic()
+            if error is None and sent and self.pending() and (left is None or left > 0):
+                continue  # what was recorded meanwhile, by this very delivery perhaps
             if error is None or (left is None and failures >= _ATTEMPTS) or (left is not None and left <= 0):
                 break
             pause = self._pause(failures)

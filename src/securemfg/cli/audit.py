@@ -179,7 +179,7 @@ def ship(
         from securemfg.workflow import default_workflow
 
         workflow = default_workflow()
-        shipper = workflow.shipper()
+        shipper = workflow.trail.shipper
         if shipper is None:
             raise ConfigError("nowhere to ship to: set audit.cloudwatch.log_group")
         total = 0
