@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -308,17 +308,33 @@ def _validate(merged: dict[str, Any], origins: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = tuple(str(part) for part in first["loc"])
-        raise ConfigError(_message(first, location, origins)) from None  # pydantic's text repeats the value
+        raise ConfigError(
+            _message(error.errors(include_url=False), merged, origins)
+        ) from None  # its text repeats values
 
 
-def _message(first: Mapping[str, Any], location: tuple[str, ...], origins: Mapping[str, str]) -> str:
-    dotted = ".".join(part for part in location if part not in {"str", "tuple[str, ...]", "[key]"})
-    origin = next(
-        (o for name, o in origins.items() if name == dotted or name.startswith(dotted + ".")),
-        next((o for name, o in origins.items() if dotted.startswith(name + ".")), "settings"),
-    )
+def _location(error: Mapping[str, Any], merged: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where in the settings `error` lies, without the names that pydantic gives to the branches of a union."""
+    here: Any = merged
+    found = []
+    for part in error["loc"]:
+        if isinstance(here, Mapping) and part in here:
+            here = here[part]
+        elif isinstance(here, Sequence) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif error["type"] != "missing":
+            continue
+        found.append(str(part))
+    return tuple(found)
+
+
+def _message(errors: Sequence[Mapping[str, Any]], merged: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    at = _location(errors[0], merged)
+    inside = [error for error in errors if _location(error, merged)[: len(at)] == at]
+    first = max(inside, key=lambda error: len(_location(error, merged)))  # of a union's branches, the one that went in
+    location = _location(first, merged)
+    dotted = ".".join(location)
+    origin = _origin(origins, dotted)
     if first["type"] == "extra_forbidden":
         hint = nearest(location[-1], _known(location[:-1]))
         return f"unknown setting {dotted!r} ({origin}){hint}"

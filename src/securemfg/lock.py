@@ -70,7 +70,10 @@ def check_lock(settings: Settings, origin: Origin, lock_file: Path) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         dotted = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"[lock] {dotted!r} is not valid: {first['msg']} ({lock_file})") from None
+        if first["type"] == "extra_forbidden":
+            raise _unknown(dotted, lock_file) from None
+        what = f"[lock] {dotted!r}" if dotted else "[lock]"
+        raise ConfigError(f"{what} is not valid: {first['msg']} ({lock_file})") from None
     for setting in _named(table):
         if setting in _LOCKABLE:
             value_of, tightness = _LOCKABLE[setting]
@@ -89,8 +92,12 @@ def check_lock(settings: Settings, origin: Origin, lock_file: Path) -> None:
                     name = f"audit.on_failure.{held}"
                     raise _looser(name, mine, origin(name), theirs, lock_file)
         else:
-            known = (*_LOCKABLE, "tls.allow", "audit.on_failure")
-            raise ConfigError(f"[lock] cannot hold {setting!r} ({lock_file}){nearest(setting, known)}")
+            raise _unknown(setting, lock_file)
+
+
+def _unknown(setting: str, lock_file: Path) -> ConfigError:
+    known = (*_LOCKABLE, "tls.allow", "audit.on_failure")
+    return ConfigError(f"[lock] cannot hold {setting!r} ({lock_file}){nearest(setting, known)}")
 
 
 def _covers(limit: AllowEntry, entry: AllowEntry) -> bool:

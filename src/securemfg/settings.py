@@ -5,9 +5,10 @@ No setting holds a secret: where one is needed, the setting names the file or th
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -36,8 +37,18 @@ def _sensitivity(value: Any) -> Any:
     return value
 
 
+def _iso_date(value: Any) -> str:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = date.fromisoformat(value)
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise ValueError(f"must be a date like '2027-01-31', got {value!r}")
+    return value.isoformat()
+
+
 Duration = Annotated[timedelta, BeforeValidator(duration)]
 Level = Annotated[Sensitivity, BeforeValidator(_sensitivity)]
+IsoDate = Annotated[str, BeforeValidator(_iso_date)]
 KeyText = str | tuple[str, ...]
 
 
@@ -159,16 +170,8 @@ class AllowEntry(Table):
     host: str  # `loopback` (by the connected peer's address), a name, `*.suffix`, or an address
     port: int | None = None
     reason: Annotated[str, Field(min_length=3)]
-    expires: str | None = None  # ISO date (UTC); past it the entry no longer counts
+    expires: IsoDate | None = None  # UTC; past it the entry no longer counts
     floor: Literal["1.2"] | None = None  # allow TLS 1.2 to this host instead of plain http
-
-    @model_validator(mode="after")
-    def _expiry_is_a_date(self) -> AllowEntry:
-        if self.expires is not None:
-            from datetime import date
-
-            date.fromisoformat(self.expires)
-        return self
 
 
 LOOPBACK = AllowEntry(host="loopback", reason="same machine")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from securemfg.config import Config
     from securemfg.credentials.broker import Broker
     from securemfg.credentials.grant import Credential
+    from securemfg.credentials.vault_client import VaultClient
     from securemfg.encryption.configured import ConfiguredKeys
     from securemfg.governance.access import Decision
     from securemfg.governance.catalog import Catalog
@@ -150,8 +151,16 @@ class Workflow:
     @cached_property
     def keys(self) -> ConfiguredKeys:
         from securemfg.encryption.configured import ConfiguredKeys
+        from securemfg.encryption.keys import KeyServices
 
-        return ConfiguredKeys(self.config, self.emit)
+        return ConfiguredKeys(self.config, self.emit, KeyServices(vault=lambda: self.vault))
+
+    @cached_property
+    def vault(self) -> VaultClient:
+        """A logged-in connection to the Vault of the settings, for its transit keys."""
+        from securemfg.credentials.sources import vault_client
+
+        return vault_client(self.config)
 
     @cached_property
     def broker(self) -> Broker:
@@ -427,6 +436,9 @@ class Workflow:
             if "broker" in self.__dict__:
                 self.broker.close()
                 del self.__dict__["broker"]
+            if "vault" in self.__dict__:
+                self.vault.close()
+                del self.__dict__["vault"]
             if "trail" in self.__dict__:
                 self.trail.close()
                 del self.__dict__["trail"]

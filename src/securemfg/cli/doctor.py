@@ -102,17 +102,11 @@ def _settings(workflow: Workflow) -> Iterator[Result]:
 
 
 def _keys(workflow: Workflow) -> Iterator[Result]:
-    from securemfg.encryption.keys import open_key
-
-    config = workflow.config
-    for name, texts in {"default": config.default_key, **config.settings.keys}.items():
-        for text in (texts,) if isinstance(texts, str) else texts:
-            try:
-                key = open_key(text, folder=config.folder, origin=config.origin(f"keys.{name}"))
-                yield Result("keys", OK, f"{name}: {key!r} can be used")
-            except SecureMfgError as error:
-                state = WARN if config.embedded else FAIL
-                yield Result("keys", state, str(error))
+    for one in workflow.keys.named():
+        if one.problem is None:
+            yield Result("keys", OK, f"{one.name}: {one.key!r} can be opened")
+        else:
+            yield Result("keys", WARN if workflow.config.embedded else FAIL, one.problem)
 
 
 def _encryption() -> Iterator[Result]:

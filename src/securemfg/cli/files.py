@@ -53,9 +53,9 @@ def _each(
 
     workflow = default_workflow()
     speaker = Speaker()
-    keys: list[Key | str]
+    keys: list[Key]
     if key:
-        keys = list(key)
+        keys = [workflow.keys.open(text, origin="--key") for text in key]
     elif encrypting:
         keys = [one for group in workflow.keys.for_assets(()) for one in group]
     else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from securemfg.cli.output import Json, ends_well
-from securemfg.errors import ConfigError, SecureMfgError
+from securemfg.errors import ConfigError
 
 
 def add_to(root: typer.Typer) -> None:
@@ -44,25 +44,18 @@ def generate(
 def list_keys(*, as_json: Json = False) -> None:
     """The keys that the settings name, and whether each can be used here."""
     with ends_well(as_json=as_json) as speaker:
-        from securemfg.config import load
-        from securemfg.encryption.keys import open_key
+        from securemfg.workflow import default_workflow
 
-        config = load()
-        rows: list[dict[str, Any]] = []
-        for name, texts in {"default": config.default_key, **config.settings.keys}.items():
-            for text in (texts,) if isinstance(texts, str) else texts:
-                row = {
-                    "name": name,
-                    "key": text,
-                    "origin": config.origin(f"keys.{name}"),
-                    "id": None,
-                    "state": "usable",
-                }
-                try:
-                    row["id"] = getattr(open_key(text, folder=config.folder, origin=str(row["origin"])), "name", None)
-                except SecureMfgError as error:
-                    row["state"] = str(error)
-                rows.append(row)
+        rows: list[dict[str, Any]] = [
+            {
+                "name": one.name,
+                "key": one.text,
+                "origin": one.origin,
+                "id": getattr(one.key, "name", None),
+                "state": one.problem or "usable",
+            }
+            for one in default_workflow().keys.named()
+        ]
         if as_json:
             speaker.json(rows)
         else:

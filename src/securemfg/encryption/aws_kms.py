@@ -44,6 +44,8 @@ def kms_client(region: str) -> Any:
 class AwsKmsKey:
     """One KMS key, by its ARN. `client` makes the KMS client for a region, on first use."""
 
+    remote: Final = True  # unwrapping asks the service
+
     def __init__(self, arn: str, *, origin: str = "argument", client: Callable[[str], Any] = kms_client) -> None:
         match = _ARN.fullmatch(arn)
         if match is None:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from securemfg.config import Config
 from securemfg.context import Emit
-from securemfg.encryption.keys import Key, create_local_key, open_key
+from securemfg.encryption.keys import Key, KeyServices, create_local_key, open_key
 from securemfg.errors import SecureMfgError
 from securemfg.forking import forget_after_fork
 from securemfg.home import make_home
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedKey:
+    """One key of the settings: under which name, and whether it can be used here."""
+
+    name: str  # `default`, or an asset's
+    text: str
+    origin: str
+    key: Key | None
+    problem: str | None
+
+
 class ConfiguredKeys:
     """Which keys to encrypt for, and which to read with. Thread-safe; opens each key once."""
 
-    def __init__(self, config: Config, emit: Emit) -> None:
+    def __init__(self, config: Config, emit: Emit, services: KeyServices | None = None) -> None:
         self._config = config
+        self._services = services
         self._emit = emit
         self._lock = threading.RLock()
         self._opened: dict[str | tuple[str, ...], tuple[Key, ...]] = {}
@@ -47,6 +60,23 @@ class ConfiguredKeys:
             raise failures[0]
         return tuple(keys)
 
+    def named(self) -> Iterator[NamedKey]:
+        """Every key that the settings name, opened or with the reason why not. Makes none."""
+        config = self._config
+        for name, texts in {"default": config.default_key, **config.settings.keys}.items():
+            origin = config.origin(f"keys.{name}")
+            for text in (texts,) if isinstance(texts, str) else texts:
+                key, problem = None, None
+                try:
+                    key = self.open(text, origin=origin)
+                except SecureMfgError as error:
+                    problem = str(error)
+                yield NamedKey(name=name, text=text, origin=origin, key=key, problem=problem)
+
+    def open(self, text: str, *, origin: str) -> Key:
+        """The key of a text given here and now, with the settings' services. Raises ConfigError, KeyUnavailable."""
+        return open_key(text, folder=self._config.folder, origin=origin, services=self._services)
+
     def _open(self, text: str | tuple[str, ...]) -> tuple[Key, ...]:
         with self._lock:
             opened = self._opened.get(text)
@@ -54,7 +84,7 @@ class ConfiguredKeys:
                 self._make_embedded_key()
                 texts = (text,) if isinstance(text, str) else text
                 origin = self._origin(text)
-                opened = tuple(open_key(one, folder=self._config.folder, origin=origin) for one in texts)
+                opened = tuple(self.open(one, origin=origin) for one in texts)
                 self._opened[text] = opened
             return opened
 

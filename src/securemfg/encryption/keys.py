@@ -1,8 +1,12 @@
 """Keys wrap data keys. `open_key` is the only place where a key's text is understood.
 
-    local:PATH     32 raw bytes in a file that only its owner may read
+    local:PATH                 32 raw bytes in a file that only its owner may read
+    aws-kms:ARN                a key of AWS KMS, by its key ARN
+    vault-transit:MOUNT/NAME   a transit key of the Vault that the settings name
+    rsa:PATH.pem               an RSA key: the public half wraps, for break-glass escrow; the private one opens
 
-A key that wraps is a `Key`; one that also unwraps is an `OpeningKey`. Reading uses only the keys it is given:
+A key that wraps is a `Key`; one that also unwraps is an `OpeningKey`; one whose service makes data keys is a
+`GeneratingKey`. Reading uses only the keys it is given:
 a message's header selects among them and never supplies one (trust rule 1).
 """
 
@@ -14,9 +18,10 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -34,8 +39,13 @@ from securemfg.encryption.message import (
 from securemfg.encryption.target import sync_folder
 from securemfg.errors import ConfigError, DecryptionError, EncryptionError, KeyUnavailable, nearest
 
+if TYPE_CHECKING:
+    from securemfg.encryption.vault_transit import Requests
+
 LOCAL_PROVIDER: Final = "securemfg"
-SCHEMES: Final = ("local",)
+SCHEMES: Final = ("local", "aws-kms", "vault-transit", "rsa")
+MAX_REMOTE: Final = 16  # unwraps per message that ask a service: recipients in a header are an attacker's choice
+_MAX_PEM: Final = 1 << 16  # bytes
 _RAW_AES_INFO: Final = struct.pack(">II", TAG_LENGTH * 8, IV_LENGTH)
 
 
@@ -56,6 +66,22 @@ class OpeningKey(Key, Protocol):
 
     def unwrap(self, edk: EncryptedDataKey, context: Context) -> bytes:
         """The data key. Raises KeyUnavailable, or DecryptionError when it does not verify."""
+
+
+@runtime_checkable
+class GeneratingKey(Key, Protocol):
+    """A Key whose service makes the data key and wraps it in one call."""
+
+    def generate(self, context: Context) -> tuple[bytes, EncryptedDataKey]:
+        """A new data key (32 bytes) and its wrapping. Raises KeyUnavailable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyServices:
+    """What keys of a service need, handed in: a KMS client per region, a logged-in Vault."""
+
+    kms: Callable[[str], Any] | None = None  # None: boto3 with its own credentials
+    vault: Callable[[], Requests] | None = None
 
 
 class RawAesKey:
@@ -200,18 +226,53 @@ def copy_local_key(source: Path, target: Path, *, origin: str) -> LocalKey:
     return copy
 
 
-def open_key(text: str, *, folder: Path | None = None, origin: str = "argument") -> Key:
+def open_key(
+    text: str, *, folder: Path | None = None, origin: str = "argument", services: KeyServices | None = None
+) -> Key:
     """The key that `text` names; a relative path is taken from `folder`. `origin` is for messages.
 
-    Raises ConfigError for text that is no key, KeyUnavailable when the key cannot be used.
+    No service is asked before the key is used. Raises ConfigError for text that is no key, KeyUnavailable when the key
+    cannot be used.
     """
     scheme, separator, rest = text.partition(":")
     if not separator or not rest:
         raise ConfigError(f"a key must be like 'local:PATH', got {text!r} ({origin})")
+    services = services or KeyServices()
     if scheme == "local":
-        path = Path(rest).expanduser()
-        return LocalKey.open(path if path.is_absolute() or folder is None else folder / path, origin=origin)
+        return LocalKey.open(_place(rest, folder), origin=origin)
+    if scheme == "aws-kms":
+        from securemfg.encryption.aws_kms import AwsKmsKey, kms_client
+
+        return AwsKmsKey(rest, origin=origin, client=services.kms or kms_client)
+    if scheme == "vault-transit":
+        from securemfg.encryption.vault_transit import VaultTransitKey
+
+        if services.vault is None:
+            raise ConfigError(
+                f"key {text!r} ({origin}) needs a Vault: use it through a workflow whose settings have vault.address"
+            )
+        return VaultTransitKey(rest, vault=services.vault, origin=origin)
+    if scheme == "rsa":
+        return _open_rsa(_place(rest, folder), origin)
     raise ConfigError(f"unknown kind of key {scheme!r} in {text!r} ({origin}){nearest(scheme, SCHEMES)}")
+
+
+def _place(text: str, folder: Path | None) -> Path:
+    path = Path(text).expanduser()
+    return path if path.is_absolute() or folder is None else folder / path
+
+
+def _open_rsa(path: Path, origin: str) -> Key:
+    from securemfg.encryption.rsa_oaep import open_rsa
+
+    try:
+        with path.open("rb") as file:
+            pem = file.read(_MAX_PEM)
+    except OSError as error:
+        raise KeyUnavailable(f"key file {path} cannot be read: {error.strerror} (key from {origin})") from error
+    if b"PRIVATE KEY" in pem:  # a secret: held to the same rules as a local key
+        pem = read_private(path, len(pem), origin=origin)
+    return open_rsa(pem, path, origin)
 
 
 def open_keys(keys: Key | str | Sequence[Key | str], *, folder: Path | None = None) -> tuple[Key, ...]:
@@ -229,11 +290,17 @@ def unlock(header: Header, keys: Sequence[Key]) -> MessageKey:
     A key that fails does not stop the next. Raises DecryptionError naming every recipient and what was tried.
     """
     tried: list[str] = []
+    asked = 0
     for edk in header.encrypted_data_keys:
         matching = [key for key in keys if isinstance(key, OpeningKey) and key.matches(edk)]
         if not matching:
             tried.append(f"{edk.shown}: none of the keys at hand")
         for key in matching:
+            if getattr(key, "remote", False):
+                asked += 1
+                if asked > MAX_REMOTE:
+                    tried.append(f"{edk.shown}: not asked, after {MAX_REMOTE} others of services")
+                    continue
             try:
                 return MessageKey.open(header, key.unwrap(edk, header.context))
             except EncryptionError as error:

@@ -21,7 +21,7 @@ from typing import Final
 from cryptography import __version__ as cryptography_version
 from cryptography.exceptions import InvalidTag
 
-from securemfg.encryption.keys import Key, open_keys, unlock
+from securemfg.encryption.keys import GeneratingKey, Key, open_keys, unlock
 from securemfg.encryption.message import (
     FINAL_MARK,
     FINAL_OVERHEAD,
@@ -95,10 +95,15 @@ def _message(path: Path | None, header: Header, geometry: Geometry) -> Message:
 
 def _new_message(keys: Sequence[Key], context: Context, frame_length: int) -> tuple[MessageKey, Header]:
     check_context(context)
-    data_key = secrets.token_bytes(KEY_LENGTH)
+    first, *others = keys
+    if isinstance(first, GeneratingKey):  # its service makes the data key: one call instead of none and one
+        data_key, wrapped = first.generate(context)
+    else:
+        data_key = secrets.token_bytes(KEY_LENGTH)
+        wrapped = first.wrap(data_key, context)
     message_key = MessageKey(data_key, secrets.token_bytes(MESSAGE_ID_LENGTH))
-    wrapped = [key.wrap(data_key, context) for key in keys]
-    return message_key, message_key.header(context, wrapped, frame_length)
+    recipients = [wrapped, *(key.wrap(data_key, context) for key in others)]
+    return message_key, message_key.header(context, recipients, frame_length)
 
 
 def _seal(key: MessageKey, sequence: int, plaintext: memoryview, out: memoryview, *, final: bool) -> int:

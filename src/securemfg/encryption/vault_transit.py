@@ -33,6 +33,8 @@ class Requests(Protocol):
 class VaultTransitKey:
     """One transit key. `vault` gives the logged-in client, on first use."""
 
+    remote: Final = True  # unwrapping asks the service
+
     def __init__(self, path: str, *, vault: Callable[[], Requests], origin: str = "argument") -> None:
         match = _PATH.fullmatch(path)
         if match is None:
