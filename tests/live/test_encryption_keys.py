@@ -61,7 +61,7 @@ def test_kms_messages_open_both_ways_with_the_official_keyring(kms_arn: str) -> 
     key = open_key(f"aws-kms:{kms_arn}")
     for size in SIZES:
         data = bytes(size)
-        plaintext, header = client.decrypt(source=encrypt_bytes(data, key=key, context=CONTEXT), keyring=keyring)
+        plaintext, _ = client.decrypt(source=encrypt_bytes(data, key=key, context=CONTEXT), keyring=keyring)
         assert plaintext == data
         theirs, _ = client.encrypt(
             source=data, keyring=keyring, encryption_context=CONTEXT, algorithm=suite(), frame_length=1 << 20

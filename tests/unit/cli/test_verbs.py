@@ -258,6 +258,7 @@ def test_following_ends_with_130_when_interrupted(trail: Path, aws: str) -> None
     process = subprocess.Popen(
         [sys.executable, "-m", "securemfg", "audit", "ship", "--follow"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )  # fmt: skip
     import boto3
 
