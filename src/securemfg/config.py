@@ -318,9 +318,8 @@ def _location(error: Mapping[str, Any], merged: Mapping[str, Any]) -> tuple[str,
     here: Any = merged
     found = []
     for part in error["loc"]:
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, Sequence) and isinstance(part, int) and part < len(here):
+        in_table = isinstance(here, Mapping) and part in here
+        if in_table or (isinstance(here, Sequence) and isinstance(part, int) and part < len(here)):
             here = here[part]
         elif error["type"] != "missing":
             continue
