@@ -69,13 +69,16 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(Exit.CLEAN)
     except Exception as error:  # noqa: BLE001 - the last place: a usage error, or something unexpected
-        show = getattr(error, "show", None)
-        if show is not None:  # click's own, which typer may bring in its own copy
+        as_json = "--json" in given
+        show = getattr(error, "show", None)  # click's own, which typer brings in its own copy
+        code = Exit.UNEXPECTED if show is None else Exit.USAGE
+        if show is not None and not as_json:
             show()
-            return int(Exit.USAGE)
-        traceback.print_exc()
+            return int(code)
+        if show is None:
+            traceback.print_exc()
         try:
-            fail(error, Exit.UNEXPECTED, as_json="--json" in given)
+            fail(error, code, as_json=as_json)
         except SystemExit:
-            return int(Exit.UNEXPECTED)
+            return int(code)
     return result if isinstance(result, int) else int(Exit.CLEAN)

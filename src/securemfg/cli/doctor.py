@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from securemfg.cli.output import Exit, Json, ends_well
 from securemfg.errors import ConfigError, SecureMfgError
 
 if TYPE_CHECKING:
+    from securemfg.settings import CredentialSettings
     from securemfg.workflow import Workflow
 
 OK: Final = "ok"
@@ -176,20 +178,25 @@ def _vault(workflow: Workflow) -> Iterator[Result]:
         return
     parts = urlsplit(settings.address)
     if parts.scheme == "https":
-        yield from _tls(workflow, parts.netloc, check="vault")
+        yield from _tls(workflow, parts.netloc, check="vault", ca_file=settings.ca_file)
     from securemfg.credentials.sources import check_vault
 
     yield Result("vault", OK, check_vault(workflow.config))
 
 
 def _sts(workflow: Workflow) -> Iterator[Result]:
-    roles = [name for name, one in workflow.config.settings.credentials.items() if one.sts is not None]
+    roles = {name: one for name, one in workflow.config.settings.credentials.items() if one.sts is not None}
     if not roles:
         yield Result("sts", SKIP, "no credential uses STS")
         return
     from securemfg.credentials.sts import identity
 
-    yield Result("sts", OK, f"this is {identity()}; roles to assume: {', '.join(roles)}")
+    yield Result("sts", OK, f"this is {identity(_region(roles))}; roles to assume: {', '.join(roles)}")
+
+
+def _region(roles: Mapping[str, CredentialSettings]) -> str | None:
+    """The first region that a role's settings name; None: the environment's."""
+    return next((one.region for one in roles.values() if one.region is not None), None)
 
 
 def _cloudwatch(workflow: Workflow) -> Iterator[Result]:
@@ -199,16 +206,18 @@ def _cloudwatch(workflow: Workflow) -> Iterator[Result]:
         return
     from securemfg.audit.cloudwatch import check
 
-    yield Result("cloudwatch", OK, check(cloudwatch.log_group, cloudwatch.region))
+    yield Result("cloudwatch", OK, check(cloudwatch.log_group, cloudwatch.region, create=cloudwatch.create))
 
 
-def _tls(workflow: Workflow, endpoint: str, *, check: str | None = None) -> Iterator[Result]:
+def _tls(
+    workflow: Workflow, endpoint: str, *, check: str | None = None, ca_file: Path | None = None
+) -> Iterator[Result]:
     from securemfg.transport.probe import probe
 
     host, _, port = endpoint.rpartition(":") if ":" in endpoint else (endpoint, "", "443")
-    if not port.isdigit():
+    if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{endpoint!r} must be HOST or HOST:PORT")
-    found = probe(host.strip("[]"), int(port), ca_file=workflow.config.settings.tls.ca_file)
+    found = probe(host.strip("[]"), int(port), ca_file=ca_file or workflow.config.settings.tls.ca_file)
     if found.ok:
         text = f"{endpoint}: {found.version}, {found.cipher}, certificate valid for {found.days_left} days"
         yield Result(check or "tls", OK, text)

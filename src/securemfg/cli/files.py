@@ -63,8 +63,8 @@ def _each(
     action = encrypt_file if encrypting else decrypt_file
     done: list[dict[str, object]] = []
     failed: list[dict[str, str]] = []
-    for path in paths:
-        target = _target(path, output, several=len(paths) > 1, encrypting=encrypting)
+    targets = _targets(paths, output, encrypting=encrypting)
+    for path, target in zip(paths, targets, strict=True):
         try:
             message = action(path, target, key=keys, overwrite=force)
         except SecureMfgError as error:
@@ -91,6 +91,24 @@ def _each(
         raise typer.Exit(int(Exit.FINDINGS))
 
 
+def _targets(paths: Sequence[Path], output: Path | None, *, encrypting: bool) -> list[Path]:
+    """Where each file goes, settled before the first is touched. Raises ConfigError."""
+    targets = [_target(path, output, several=len(paths) > 1, encrypting=encrypting) for path in paths]
+    seen: dict[Path, Path] = {}
+    for path, target in zip(paths, targets, strict=True):
+        other = seen.setdefault(target.absolute(), path)
+        if other is not path:
+            raise ConfigError(f"{other} and {path} would both become {target}: do them apart, with a target each")
+    if output is not None and len(paths) > 1:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"-o {output} must be a folder for several files, and cannot be made: {error.strerror}"
+            ) from error
+    return targets
+
+
 def _target(path: Path, output: Path | None, *, several: bool, encrypting: bool) -> Path:
     if encrypting:
         name = path.name + SUFFIX
@@ -103,7 +121,6 @@ def _target(path: Path, output: Path | None, *, several: bool, encrypting: bool)
     if output is None:
         return path.with_name(name)
     if several or output.is_dir():
-        output.mkdir(parents=True, exist_ok=True)
         return output / name
     return output
 

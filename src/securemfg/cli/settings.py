@@ -58,13 +58,7 @@ def init(
             raise ConfigError("--backup and --no-backup exclude each other")
         if backup is None and not no_backup and (as_json or not sys.stdin.isatty()):
             raise ConfigError("say what becomes of the key's backup: --backup PATH, or --no-backup to decline")
-        folder.mkdir(parents=True, exist_ok=True)
-        made = []
-        for name, text in (("securemfg.toml", _SETTINGS), ("data_flow.yaml", _CATALOG)):
-            path = folder / name
-            if not path.exists():
-                path.write_text(text, encoding="utf-8")
-                made.append(str(path))
+        made = _files(folder)
         config = load(folder)
         make_home(config.home)
         chosen = config.default_key
@@ -93,6 +87,30 @@ def init(
             speaker.say("everything was there already; nothing was changed")
         elif backup is None and key is not None:
             speaker.note("no backup of the key: make one with 'securemfg keys backup PATH' before it protects anything")
+
+
+def _files(folder: Path) -> list[str]:
+    """Make what is missing of settings and catalog; the paths made. Raises ConfigError.
+
+    Settings in pyproject.toml are settings: a securemfg.toml beside them would replace them.
+    """
+    from securemfg.config import load
+
+    made = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = load(folder).source
+        wanted = [] if found is not None and found.parent == folder.absolute() else [("securemfg.toml", _SETTINGS)]
+        for name, text in (*wanted, ("data_flow.yaml", _CATALOG)):
+            path = folder / name
+            if not path.exists():
+                path.write_text(text, encoding="utf-8")
+                made.append(str(path))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be set up: {error.strerror}; name a folder that you may write to"
+        ) from error
+    return made
 
 
 def show(*, as_json: Json = False) -> None:
