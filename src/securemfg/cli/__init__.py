@@ -64,10 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return int(Exit.INTERRUPTED)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer ends so when `securemfg audit show | head` has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return int(Exit.CLEAN)
         return end.code if isinstance(end.code, int) else int(Exit.CLEAN)
-    except BrokenPipeError:  # `securemfg audit show | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(Exit.CLEAN)
     except Exception as error:  # noqa: BLE001 - the last place: a usage error, or something unexpected
         as_json = "--json" in given
         show = getattr(error, "show", None)  # click's own, which typer brings in its own copy

@@ -101,11 +101,13 @@ def exit_code(error: SecureMfgError) -> Exit:
 
 def fail(error: BaseException, code: Exit, *, as_json: bool) -> NoReturn:
     """Say what went wrong and end."""
-    text = str(error) or type(error).__name__
+    kinds = (one for one in type(error).__mro__ if one.__module__ == SecureMfgError.__module__)
+    kind = next(kinds, type(error)).__name__  # the tree's own name: rooms have finer ones
+    text = str(error) or kind
     if as_json:
-        Speaker().json({"error": {"type": type(error).__name__, "message": text, "exit": int(code)}})
+        Speaker().json({"error": {"type": kind, "message": text, "exit": int(code)}})
     else:
-        Speaker().err.print(f"[bold red]error[/] [dim]{type(error).__name__}[/]", end=" ")
+        Speaker().err.print(f"[bold red]error[/] [dim]{kind}[/]", end=" ")
         Speaker().err.print(text, markup=False)
     raise SystemExit(int(code))
 

@@ -96,16 +96,21 @@ def _files(folder: Path) -> list[str]:
     """
     from securemfg.config import load
 
-    made = []
+    made: list[str] = []
+
+    def make(name: str, text: str) -> None:
+        path = folder / name
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+            made.append(str(path))
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = load(folder).source
-        wanted = [] if found is not None and found.parent == folder.absolute() else [("securemfg.toml", _SETTINGS)]
-        for name, text in (*wanted, ("data_flow.yaml", _CATALOG)):
-            path = folder / name
-            if not path.exists():
-                path.write_text(text, encoding="utf-8")
-                made.append(str(path))
+        if found is None or found.parent != folder.absolute():
+            make("securemfg.toml", _SETTINGS)
+        if load(folder).settings.catalog == folder.absolute() / "data_flow.yaml":
+            make("data_flow.yaml", _CATALOG)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be set up: {error.strerror}; name a folder that you may write to"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from securemfg.encryption.keys import Key, LocalKey, OpeningKey, RawAesKey, create_local_key, open_key
     from securemfg.encryption.message import Context, EncryptedDataKey, Header
+    from securemfg.encryption.ranges import open_message, open_range
     from securemfg.encryption.stream import (
         Message,
         decrypt_bytes,
@@ -38,6 +39,8 @@ _HOMES = {
     "encrypt_bytes": "stream",
     "encrypt_file": "stream",
     "inspect_file": "stream",
+    "open_message": "ranges",
+    "open_range": "ranges",
 }
 
 __all__ = [
@@ -56,6 +59,8 @@ __all__ = [
     "encrypt_file",
     "inspect_file",
     "open_key",
+    "open_message",
+    "open_range",
 ]
 
 

@@ -125,7 +125,7 @@ def _seal(key: MessageKey, sequence: int, plaintext: memoryview, out: memoryview
     return end
 
 
-def _open(key: MessageKey, sequence: int, frame: memoryview, out: memoryview, *, final: bool) -> int:
+def open_frame(key: MessageKey, sequence: int, frame: memoryview, out: memoryview, *, final: bool) -> int:
     """Verify and decrypt one whole frame into `out`; return the plaintext's length. Raises DecryptionError."""
     at = 0
     if final:
@@ -156,7 +156,7 @@ def _open(key: MessageKey, sequence: int, frame: memoryview, out: memoryview, *,
 # -- positioned input and output --------------------------------------------------------------------------------------
 
 
-def _read_at(fd: int, buffer: memoryview, offset: int, source: Path) -> int:
+def read_at(fd: int, buffer: memoryview, offset: int, source: Path) -> int:
     """Fill `buffer` from `offset`; return how much there was. Raises EncryptionError."""
     done = 0
     while done < len(buffer):
@@ -216,7 +216,7 @@ def _run(work: Callable[[Callable[[], int | None]], None], count: int, workers: 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _open_source(source: Path, target: Path) -> tuple[int, os.stat_result]:
+def open_source(source: Path, target: Path) -> tuple[int, os.stat_result]:
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused, not waited for
     except OSError as error:
@@ -260,7 +260,7 @@ def encrypt_file(
     """
     source, target = Path(source), Path(target)
     keys = open_keys(key)
-    fd, status = _open_source(source, target)
+    fd, status = open_source(source, target)
     try:
         message_key, header = _new_message(keys, dict(context or {}), FRAME_LENGTH)
         geometry = Geometry.plan(header, status.st_size)
@@ -302,7 +302,7 @@ def _encrypt_frames(fd: int, out: int, key: MessageKey, header: Header, geometry
 
 
 def _filled(fd: int, buffer: memoryview, offset: int, source: Path) -> None:
-    if _read_at(fd, buffer, offset, source) != len(buffer):
+    if read_at(fd, buffer, offset, source) != len(buffer):
         raise EncryptionError(f"{source} became shorter while it was read: nothing was written")
 
 
@@ -321,12 +321,12 @@ def decrypt_file(
     """
     source, target = Path(source), Path(target)
     keys = open_keys(key)
-    fd, status = _open_source(source, target)
+    fd, status = open_source(source, target)
     try:
-        header = _read_header(fd, source)
+        header = read_header(fd, source)
         geometry = Geometry.of(header, status.st_size)
         message_key = unlock(header, keys)
-        _check_expected(header, context)
+        check_expected(header, context)
         with (
             _target_errors(target),
             replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
@@ -351,19 +351,19 @@ def _decrypt_frames(fd: int, out: int, key: MessageKey, geometry: Geometry, sour
         while (index := draw()) is not None:
             final = index == geometry.frames
             whole = frame[: geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD]
-            if _read_at(fd, whole, geometry.offset(index), source) != len(whole):
+            if read_at(fd, whole, geometry.offset(index), source) != len(whole):
                 raise DecryptionError("the message became shorter while it was read")
-            length = _open(key, index + 1, whole, plaintext, final=final)
+            length = open_frame(key, index + 1, whole, plaintext, final=final)
             _write_at(out, plaintext[:length], index * geometry.frame_length)
 
     _run(work, geometry.frames + 1, workers_for(geometry.plaintext_length))
 
 
-def _read_header(fd: int, source: Path) -> Header:
+def read_header(fd: int, source: Path) -> Header:
     size = _HEADER_READ
     while True:
         buffer = bytearray(size)
-        data = bytes(buffer[: _read_at(fd, memoryview(buffer), 0, source)])
+        data = bytes(buffer[: read_at(fd, memoryview(buffer), 0, source)])
         try:
             return parse_header(data)
         except Truncated as error:
@@ -373,7 +373,7 @@ def _read_header(fd: int, source: Path) -> Header:
         size *= 16
 
 
-def _check_expected(header: Header, context: Context | None) -> None:
+def check_expected(header: Header, context: Context | None) -> None:
     for name, value in (context or {}).items():
         if name not in header.context:
             raise DecryptionError(f"the message is not bound to {name!r}: it is not the one that was asked for")
@@ -402,9 +402,9 @@ class _target_errors:  # noqa: N801 - used as a statement
 def inspect_file(path: str | os.PathLike[str]) -> Message:
     """What a message says of itself, without any key. Nothing of it is verified. Raises EncryptionError."""
     path = Path(path)
-    fd, status = _open_source(path, Path(os.devnull))
+    fd, status = open_source(path, Path(os.devnull))
     try:
-        header = _read_header(fd, path)
+        header = read_header(fd, path)
         return _message(path, header, Geometry.of(header, status.st_size))
     finally:
         os.close(fd)
@@ -432,12 +432,12 @@ def decrypt_bytes(message: bytes, *, key: Key | str | Sequence[Key | str], conte
     header = parse_header(message)
     geometry = Geometry.of(header, len(message))
     message_key = unlock(header, open_keys(key))
-    _check_expected(header, context)
+    check_expected(header, context)
     plaintext = bytearray(geometry.plaintext_length)
     view = memoryview(plaintext)
     for index in range(geometry.frames + 1):
         final = index == geometry.frames
         frame = memoryview(message)[geometry.offset(index) : len(message) if final else geometry.offset(index + 1)]
         at = index * geometry.frame_length
-        _open(message_key, index + 1, frame, view[at:], final=final)
+        open_frame(message_key, index + 1, frame, view[at:], final=final)
     return bytes(plaintext)

@@ -291,13 +291,13 @@ def test_set_uid_and_set_gid_are_not_handed_on(source: Path, out: Path) -> None:
 def test_plaintext_is_private_until_it_is_whole(source: Path, out: Path, monkeypatch) -> None:
     encrypt_file(source, out / "x.esdk", key=KEY)
     modes: list[int] = []
-    opened = stream._open
+    opened = stream.open_frame
 
     def looking(*args, **kwargs):
         modes.extend(os.stat(f"/proc/self/fd/{fd}").st_mode & 0o777 for fd in _open_below(out))
         return opened(*args, **kwargs)
 
-    monkeypatch.setattr(stream, "_open", looking)
+    monkeypatch.setattr(stream, "open_frame", looking)
     decrypt_file(out / "x.esdk", out / "x", key=KEY)
     assert 0o600 in modes
 

@@ -1,0 +1,162 @@
+"""Parts of a message: decrypt and verify only the frames that hold them.
+
+The header and the final frame are verified first, so the length is true before anything is read; then each frame as it
+is needed. A range proves nothing about the frames it does not touch.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from securemfg.encryption.keys import Key, open_keys, unlock
+from securemfg.encryption.message import FINAL_OVERHEAD, FRAME_OVERHEAD, Context, Geometry
+from securemfg.encryption.stream import check_expected, open_frame, open_source, read_at, read_header
+from securemfg.errors import DecryptionError
+
+_KEPT: Final = 2  # decrypted frames in memory
+
+
+class MessageFile(io.RawIOBase):
+    """The plaintext of a message as a read-only, seekable file. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        key: Key | str | Sequence[Key | str],
+        context: Context | None = None,
+    ) -> None:
+        super().__init__()
+        self._path = Path(path)
+        self._fd = -1
+        keys = open_keys(key)
+        self._fd, status = open_source(self._path, Path(os.devnull))
+        try:
+            header = read_header(self._fd, self._path)
+            self._geometry = Geometry.of(header, status.st_size)
+            self._key = unlock(header, keys)
+            check_expected(header, context)
+            self._frames: OrderedDict[int, memoryview] = OrderedDict()
+            self._lock = threading.RLock()
+            self._position = 0
+            self._frame(self._geometry.frames)  # from here on the length is proven
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self._geometry.plaintext_length
+
+    @property
+    def name(self) -> str:
+        return str(self._path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        self._checked()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._checked()
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
+        if start is None:
+            raise ValueError(f"whence must be 0, 1 or 2, got {whence}")
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to {start + offset}: before the start")
+        with self._lock:
+            self._position = start + offset
+            return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill `buffer` as far as the plaintext goes. Raises DecryptionError."""
+        self._checked()
+        with memoryview(buffer).cast("B") as target, self._lock:
+            count = self.read_range(self._position, target)
+            self._position += count
+            return count
+
+    def read_range(self, start: int, target: memoryview) -> int:
+        """Fill `target` from `start` without moving the position; return how much there was."""
+        end = min(self.size, start + len(target))
+        at = start
+        length = self._geometry.frame_length
+        while at < end:
+            index = min(at // length, self._geometry.frames)
+            first = index * length
+            frame = self._frame(index)
+            part = frame[at - first : end - first]
+            target[at - start : at - start + len(part)] = part
+            at += len(part)
+        return max(0, end - start)
+
+    def _frame(self, index: int) -> memoryview:
+        with self._lock:
+            kept = self._frames.get(index)
+            if kept is not None:
+                self._frames.move_to_end(index)
+                return kept
+            geometry = self._geometry
+            final = index == geometry.frames
+            length = geometry.final_length if final else geometry.frame_length
+            whole = memoryview(bytearray(length + (FINAL_OVERHEAD if final else FRAME_OVERHEAD)))
+            if read_at(self._fd, whole, geometry.offset(index), self._path) != len(whole):
+                raise DecryptionError(f"{self._path} became shorter while it was read")
+            plaintext = memoryview(bytearray(length))
+            open_frame(self._key, index + 1, whole, plaintext, final=final)
+            self._frames[index] = plaintext
+            while len(self._frames) > _KEPT:
+                self._frames.popitem(last=False)
+            return plaintext
+
+    def _checked(self) -> None:
+        if self.closed:
+            raise ValueError("the message is closed")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if hasattr(self, "_frames"):
+                self._frames.clear()
+        super().close()
+
+
+def open_message(
+    path: str | os.PathLike[str], *, key: Key | str | Sequence[Key | str], context: Context | None = None
+) -> io.BufferedReader:
+    """A seekable binary file with the plaintext of a message, for pandas, pyarrow, torch.load and the like.
+
+    Every pair of `context` must be in the message's. Reading raises DecryptionError at the first frame that does not
+    verify; what was read before it was verified. Raises DecryptionError, KeyUnavailable.
+    """
+    return io.BufferedReader(MessageFile(path, key=key, context=context), buffer_size=1 << 18)
+
+
+def open_range(
+    path: str | os.PathLike[str],
+    start: int,
+    length: int,
+    *,
+    key: Key | str | Sequence[Key | str],
+    context: Context | None = None,
+) -> bytes:
+    """`length` bytes of the plaintext from byte `start`; fewer at its end. Raises DecryptionError, KeyUnavailable."""
+    if start < 0 or length < 0:
+        raise ValueError(f"a range has a start and a length of 0 or more, got {start} and {length}")
+    with MessageFile(path, key=key, context=context) as message:
+        buffer = bytearray(max(0, min(length, message.size - start)))
+        message.read_range(start, memoryview(buffer))
+        return bytes(buffer)
