@@ -1,7 +1,8 @@
 """The AWS Encryption SDK message format, version 2: headers, encryption contexts, frames and derived keys.
 
 Source: AWS Encryption SDK specification, data-format (message header, message body) and framework (algorithm
-suites). Written: suite 0x0478 (AES-256-GCM, HKDF-SHA-512, key commitment, no signature), framed.
+suites). Written: suite 0x0478 (AES-256-GCM, HKDF-SHA-512, key commitment, no signature), framed. Read as well: suite
+0x0578, the same with an ECDSA signature, and bodies without frames up to 64 MiB.
 
 Everything here works on bytes; `stream` does the input and output. Every limit is checked before
 memory is taken: lengths in a header are an attacker's choice until the header's tag has been verified.
@@ -27,6 +28,7 @@ Context: TypeAlias = Mapping[str, str]
 
 VERSION: Final = 2
 SUITE: Final = 0x0478
+SIGNED_SUITE: Final = 0x0578
 FRAME_LENGTH: Final = 1 << 20  # bytes of plaintext per frame, as written
 MAX_FRAME_LENGTH: Final = 1 << 26  # bytes, as read: it sizes buffers
 MAX_RECIPIENTS: Final = 64  # encrypted data keys in one header
@@ -38,12 +40,17 @@ KEY_LENGTH: Final = 32
 FRAME_OVERHEAD: Final = 4 + IV_LENGTH + TAG_LENGTH
 FINAL_OVERHEAD: Final = 4 + FRAME_OVERHEAD + 4
 FINAL_MARK: Final = b"\xff\xff\xff\xff"
+UNFRAMED_OVERHEAD: Final = IV_LENGTH + 8 + TAG_LENGTH
+MAX_UNFRAMED: Final = 1 << 26  # bytes: such a body is held in memory until its one tag has been verified
+MAX_SIGNATURE: Final = 256  # bytes; DER of ECDSA P-384 takes at most 104
 MAX_FRAMES: Final = 0xFFFFFFFE  # sequence numbers 1 .. 2^32 - 2; the marker is not one
 
 _RESERVED_CONTEXT: Final = "aws-crypto-"
+_UNFRAMED: Final = 1
 _FRAMED: Final = 2
 _LABEL_FRAME: Final = b"AWSKMSEncryptionClient Frame"
 _LABEL_FINAL: Final = b"AWSKMSEncryptionClient Final Frame"
+_LABEL_SINGLE: Final = b"AWSKMSEncryptionClient Single Block"
 _HEADER_IV: Final = bytes(IV_LENGTH)
 _SHOWN: Final = 200  # characters of a recipient in a message for people
 
@@ -80,10 +87,15 @@ class Header:
     message_id: bytes
     context: Context
     encrypted_data_keys: tuple[EncryptedDataKey, ...]
-    frame_length: int  # bytes of plaintext per frame
+    frame_length: int  # bytes of plaintext per frame; 0: the body has no frames
     commitment: bytes
     body: bytes = field(repr=False)  # as read: what the tag covers
     tag: bytes = field(repr=False)
+
+    @property
+    def signed(self) -> bool:
+        """Whether a signature follows the body."""
+        return self.suite == SIGNED_SUITE
 
     @property
     def length(self) -> int:
@@ -167,14 +179,17 @@ def parse_context(data: bytes) -> Context:
         count = reader.u16()
         if count == 0:
             raise DecryptionError("the encryption context has a length but no pairs")
-        for index in range(count):
+        for _ in range(count):
             key = reader.take(reader.u16())
             value = reader.take(reader.u16())
-            if index and key <= previous:
-                what = "twice" if key == previous else "out of order"
-                raise DecryptionError(f"the encryption context has key {key!r} {what}")
-            previous = key
-            context[_text(key, "a context key")] = _text(value, "a context value")
+            name = _text(key, "a context key")
+            if name in context:
+                raise DecryptionError(f"the encryption context has key {key!r} twice")
+            if not name.startswith(_RESERVED_CONTEXT):  # some writers put the format's own keys at the end
+                if key < previous:
+                    raise DecryptionError(f"the encryption context has key {key!r} out of order")
+                previous = key
+            context[name] = _text(value, "a context value")
     except Truncated:
         raise DecryptionError("the encryption context's lengths do not add up") from None
     if reader.at != len(data):
@@ -198,8 +213,11 @@ def parse_header(data: bytes) -> Header:
         known = "version 1 has no key commitment" if version == 1 else "not an encrypted message"
         raise DecryptionError(f"this is not a version 2 message ({known})")
     suite = reader.u16()
-    if suite != SUITE:
-        raise DecryptionError(f"algorithm suite 0x{suite:04x} is not read here: only 0x{SUITE:04x}")
+    if suite not in {SUITE, SIGNED_SUITE}:
+        raise DecryptionError(
+            f"algorithm suite 0x{suite:04x} is not read here: only those that commit to their key, "
+            f"0x{SUITE:04x} and 0x{SIGNED_SUITE:04x}"
+        )
     message_id = reader.take(MESSAGE_ID_LENGTH)
     context = parse_context(reader.take(reader.u16()))
     count = reader.u16()
@@ -212,10 +230,13 @@ def parse_header(data: bytes) -> Header:
         if reader.at > MAX_HEADER:
             raise DecryptionError(f"the header is longer than {MAX_HEADER} bytes")
     content_type = reader.take(1)[0]
-    if content_type != _FRAMED:
-        raise DecryptionError(f"content type {content_type} is not read here: only framed (2)")
+    if content_type not in {_FRAMED, _UNFRAMED}:
+        raise DecryptionError(f"content type {content_type} is neither framed (2) nor unframed (1)")
     frame_length = reader.u32()
-    if not 1 <= frame_length <= MAX_FRAME_LENGTH:
+    if content_type == _UNFRAMED:
+        if frame_length != 0:
+            raise DecryptionError(f"a body without frames has a frame length of {frame_length}")
+    elif not 1 <= frame_length <= MAX_FRAME_LENGTH:
         raise DecryptionError(f"frame length {frame_length} is not between 1 and {MAX_FRAME_LENGTH} bytes")
     commitment = reader.take(KEY_LENGTH)
     body = data[: reader.at]
@@ -293,6 +314,10 @@ class MessageKey:
             tag=self.aead.encrypt(_HEADER_IV, b"", body),
         )
 
+    def single_aad(self, length: int) -> bytes:
+        """The AAD of a body without frames."""
+        return self.message_id + _LABEL_SINGLE + struct.pack(">IQ", 1, length)
+
     def frame_aad(self, sequence: int, length: int, *, final: bool) -> bytes:
         """A frame's AAD: message id, label, sequence number, plaintext length (body AAD of the specification)."""
         label = _LABEL_FINAL if final else _LABEL_FRAME
@@ -322,6 +347,16 @@ class Geometry:
         return cls(header.length, header.frame_length, frames, final)
 
     @classmethod
+    def unframed(cls, header: Header, plaintext_length: int) -> Geometry:
+        """A body without frames. Raises DecryptionError when it is too large to be held in memory."""
+        if plaintext_length > MAX_UNFRAMED:
+            raise DecryptionError(
+                f"a body of {plaintext_length} bytes without frames is not read: at most {MAX_UNFRAMED}, since all of "
+                "it has to be held until it is verified; encrypt it again with frames"
+            )
+        return cls(header.length, 0, 0, plaintext_length)
+
+    @classmethod
     def plan(cls, header: Header, plaintext_length: int) -> Geometry:
         """How `plaintext_length` bytes are laid out. Raises EncryptionError when they are too many."""
         frames = max(0, (plaintext_length - 1) // header.frame_length)
@@ -335,6 +370,9 @@ class Geometry:
 
     @property
     def message_length(self) -> int:
+        """Bytes of header and body; a signature comes after them."""
+        if not self.frame_length:
+            return self.header_length + UNFRAMED_OVERHEAD + self.final_length
         return (
             self.header_length + self.frames * (self.frame_length + FRAME_OVERHEAD) + FINAL_OVERHEAD + self.final_length
         )

@@ -39,6 +39,10 @@ class MessageFile(io.RawIOBase):
         self._fd, status = open_source(self._path, Path(os.devnull))
         try:
             header = read_header(self._fd, self._path)
+            if header.signed or not header.frame_length:
+                raise DecryptionError(
+                    f"{self._path} is signed or has no frames, so no part of it can be verified alone: decrypt it whole"
+                )
             self._geometry = Geometry.of(header, status.st_size)
             self._key = unlock(header, keys)
             check_expected(header, context)

@@ -22,6 +22,7 @@ from cryptography import __version__ as cryptography_version
 from cryptography.exceptions import InvalidTag
 
 from securemfg.encryption.keys import GeneratingKey, Key, open_keys, unlock
+from securemfg.encryption.layout import ReadAt, lay_out, verify_signature
 from securemfg.encryption.message import (
     FINAL_MARK,
     FINAL_OVERHEAD,
@@ -32,6 +33,7 @@ from securemfg.encryption.message import (
     MAX_HEADER,
     MESSAGE_ID_LENGTH,
     TAG_LENGTH,
+    UNFRAMED_OVERHEAD,
     Context,
     Geometry,
     Header,
@@ -153,6 +155,17 @@ def open_frame(key: MessageKey, sequence: int, frame: memoryview, out: memoryvie
     return length
 
 
+def open_single(key: MessageKey, body: memoryview) -> bytes:
+    """Verify and decrypt a body without frames. Raises DecryptionError."""
+    iv, length = body[:IV_LENGTH], int.from_bytes(body[IV_LENGTH : IV_LENGTH + 8])
+    if len(body) != length + UNFRAMED_OVERHEAD:
+        raise DecryptionError("the message is cut off or has bytes left over")
+    try:
+        return key.aead.decrypt(iv, body[IV_LENGTH + 8 :], key.single_aad(length))
+    except InvalidTag:
+        raise DecryptionError("the body was changed: its tag does not verify") from None
+
+
 # -- positioned input and output --------------------------------------------------------------------------------------
 
 
@@ -168,6 +181,14 @@ def read_at(fd: int, buffer: memoryview, offset: int, source: Path) -> int:
             break
         done += count
     return done
+
+
+def _reading(fd: int, source: Path) -> ReadAt:
+    def read(offset: int, count: int) -> bytes:
+        buffer = bytearray(count)
+        return bytes(buffer[: read_at(fd, memoryview(buffer), offset, source)])
+
+    return read
 
 
 def _write_at(fd: int, data: memoryview, offset: int) -> None:
@@ -324,14 +345,21 @@ def decrypt_file(
     fd, status = open_source(source, target)
     try:
         header = read_header(fd, source)
-        geometry = Geometry.of(header, status.st_size)
+        read = _reading(fd, source)
+        geometry, signature = lay_out(header, status.st_size, read)
         message_key = unlock(header, keys)
         check_expected(header, context)
         with (
             _target_errors(target),
             replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
         ):
-            _decrypt_frames(fd, out, message_key, geometry, source)
+            if geometry.frame_length:
+                _decrypt_frames(fd, out, message_key, geometry, source)
+            else:
+                body = memoryview(read(geometry.header_length, geometry.message_length - geometry.header_length))
+                _write_at(out, memoryview(open_single(message_key, body)), 0)
+            if signature is not None:  # before the target gets its name
+                verify_signature(header, signature, geometry.message_length, read)
             _unchanged(fd, status, source)
     except DecryptionError as error:
         if str(source) in str(error):
@@ -405,7 +433,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Message:
     fd, status = open_source(path, Path(os.devnull))
     try:
         header = read_header(fd, path)
-        return _message(path, header, Geometry.of(header, status.st_size))
+        return _message(path, header, lay_out(header, status.st_size, _reading(fd, path))[0])
     finally:
         os.close(fd)
 
@@ -430,14 +458,23 @@ def encrypt_bytes(data: bytes, *, key: Key | str | Sequence[Key | str], context:
 def decrypt_bytes(message: bytes, *, key: Key | str | Sequence[Key | str], context: Context | None = None) -> bytes:
     """The plaintext of one message, whole and verified. Raises DecryptionError, KeyUnavailable."""
     header = parse_header(message)
-    geometry = Geometry.of(header, len(message))
+
+    def read(offset: int, count: int) -> bytes:
+        return message[offset : offset + count]
+
+    geometry, signature = lay_out(header, len(message), read)
     message_key = unlock(header, open_keys(key))
     check_expected(header, context)
+    if signature is not None:
+        verify_signature(header, signature, geometry.message_length, read)
+    if not geometry.frame_length:
+        return open_single(message_key, memoryview(message)[geometry.header_length : geometry.message_length])
     plaintext = bytearray(geometry.plaintext_length)
     view = memoryview(plaintext)
     for index in range(geometry.frames + 1):
         final = index == geometry.frames
-        frame = memoryview(message)[geometry.offset(index) : len(message) if final else geometry.offset(index + 1)]
+        end = geometry.message_length if final else geometry.offset(index + 1)
+        frame = memoryview(message)[geometry.offset(index) : end]
         at = index * geometry.frame_length
         open_frame(message_key, index + 1, frame, view[at:], final=final)
     return bytes(plaintext)

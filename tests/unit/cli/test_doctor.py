@@ -87,19 +87,20 @@ def test_a_wrapped_secret_id_is_left_for_the_workflow(cli, openbao: OpenBao) -> 
 def test_a_login_that_vault_refuses_and_a_vault_that_is_away_fail_with_the_reason(cli, openbao: OpenBao) -> None:
     role = openbao.role(Path.cwd())
     role.secret_id_file.write_text("of another role")
-    text = (
-        '[vault]\naddress = "{}"\ntimeout = "500ms"\n'
-        f'auth = {{ role_id = "{role.role_id}", secret_id_file = "{role.secret_id_file}" }}\n'
-    )
-    settings(text.format(openbao.address))
-    ran = cli("doctor", "--json")
-    assert ran.code == 1
-    assert states(ran, "vault")[-1][0] == "fail"
-    assert "Vault refused the secret id" in states(ran, "vault")[-1][1]
-    settings(text.format(f"http://127.0.0.1:{free_port()}"))
-    ran = cli("doctor", "--json")
-    assert ran.code == 1
-    assert "check that it runs, is unsealed and can be reached" in states(ran, "vault")[-1][1]
+
+    def at(address: str) -> list[tuple[str, str]]:
+        settings(
+            f'[vault]\naddress = "{address}"\ntimeout = "500ms"\n'
+            f'auth = {{ role_id = "{role.role_id}", secret_id_file = "{role.secret_id_file}" }}\n'
+        )
+        ran = cli("doctor", "--json")
+        assert ran.code == 1
+        return states(ran, "vault")
+
+    ((state, why),) = at(openbao.address)
+    assert (state, "Vault refused the secret id" in why) == ("fail", True)
+    ((state, why),) = at(f"http://127.0.0.1:{free_port()}")
+    assert (state, "check that it runs, is unsealed and can be reached" in why) == ("fail", True)
 
 
 @pytest.mark.live
@@ -125,23 +126,24 @@ def test_cloudwatch_says_how_long_it_keeps_events_or_why_it_cannot_be_asked(
 ) -> None:
     import boto3
 
-    text = '[audit.cloudwatch]\nlog_group = "plant"\nregion = "eu-central-1"\n'
+    logs = boto3.client("logs")
 
-    def said(more: str = "") -> tuple[str, str]:
-        settings(text + more)
+    def said(group: str, more: str = "") -> tuple[str, str]:
+        settings(f'[audit.cloudwatch]\nlog_group = "{group}"\nregion = "eu-central-1"\n{more}')
         (found,) = states(cli("doctor", "--json"), "cloudwatch")
         return found
 
-    assert said() == ("ok", "log group plant is not there yet: the first shipment makes it, keeping events for ever")
-    assert said("create = false\n")[0] == "fail"
-    boto3.client("logs").create_log_group(logGroupName="plant-of-others")
-    assert said("create = false\n")[0] == "fail"  # a prefix is not the name
-    boto3.client("logs").create_log_group(logGroupName="plant")
-    assert said() == ("ok", "log group plant keeps events for ever")
-    boto3.client("logs").put_retention_policy(logGroupName="plant", retentionInDays=365)
-    assert said() == ("ok", "log group plant keeps events 365 days")
+    logs.create_log_group(logGroupName="plant-of-others")
+    state, why = said("plant", "create = false\n")
+    assert state == "fail"  # a prefix is not the name
+    assert "the log group 'plant' is not there" in why
+    assert said("new") == ("ok", "log group new is not there yet: the first shipment makes it, keeping events for ever")
+    logs.create_log_group(logGroupName="plant")
+    assert said("plant") == ("ok", "log group plant keeps events for ever")
+    logs.put_retention_policy(logGroupName="plant", retentionInDays=365)
+    assert said("plant") == ("ok", "log group plant keeps events 365 days")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    state, why = said()
+    state, why = said("plant")
     assert state == "fail"
     assert "CloudWatch Logs could not be asked about 'plant'" in why
 

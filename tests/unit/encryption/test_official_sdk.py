@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from securemfg.encryption.keys import LocalKey, create_local_key
+from securemfg.encryption.message import parse_header
 from securemfg.encryption.run_key import create_run_key
-from securemfg.encryption.stream import decrypt_bytes, decrypt_file, encrypt_bytes, encrypt_file
+from securemfg.encryption.stream import decrypt_bytes, decrypt_file, encrypt_bytes, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError
 from tests.parts import missing
 from tests.unit.encryption.parts import FRAME
@@ -116,10 +117,41 @@ def test_official_sdk_opens_a_message_of_several_recipients(tmp_path: Path, loca
     assert opened(message, keyring("securemfg", other.name, other.path.read_bytes()))[0] == b"x"
 
 
-def test_signed_suite_of_the_official_sdk_is_refused_by_its_name(local: LocalKey, ring: Any) -> None:
-    message = written(b"x", ring, 4096, {}, suite="COMMIT_KEY_ECDSA_P384")
-    with pytest.raises(DecryptionError, match="algorithm suite 0x0578 is not read here: only 0x0478"):
-        decrypt_bytes(message, key=local)
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 20_000])
+def test_signed_messages_of_the_official_sdk_are_read(local: LocalKey, ring: Any, tmp_path: Path, size: int) -> None:
+    plaintext = os.urandom(size)
+    message = written(plaintext, ring, 4096, {"plant": "7"}, suite="COMMIT_KEY_ECDSA_P384")
+    assert decrypt_bytes(message, key=local, context={"plant": "7"}) == plaintext
+    (tmp_path / "x.esdk").write_bytes(message)
+    assert decrypt_file(tmp_path / "x.esdk", tmp_path / "x", key=local).plaintext_length == size
+    assert (tmp_path / "x").read_bytes() == plaintext
+    assert inspect_file(tmp_path / "x.esdk").plaintext_length == size
+
+
+@pytest.mark.parametrize("suite", ["COMMIT_KEY", "COMMIT_KEY_ECDSA_P384"])
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_messages_without_frames_of_the_official_sdk_are_read(
+    local: LocalKey, ring: Any, tmp_path: Path, size: int, suite: str
+) -> None:
+    plaintext = os.urandom(size)
+    message = written(plaintext, ring, 0, {"plant": "7"}, suite=suite)
+    assert decrypt_bytes(message, key=local) == plaintext
+    (tmp_path / "x.esdk").write_bytes(message)
+    decrypt_file(tmp_path / "x.esdk", tmp_path / "x", key=local)
+    assert (tmp_path / "x").read_bytes() == plaintext
+    for place in (-1, len(message) // 2):
+        changed = bytearray(message)
+        changed[place] ^= 1
+        with pytest.raises(DecryptionError):
+            decrypt_bytes(bytes(changed), key=local)
+
+
+def test_a_body_without_frames_that_is_too_large_is_refused_before_it_is_read(local: LocalKey, ring: Any) -> None:
+    message = bytearray(written(b"x", ring, 0, {}))
+    at = parse_header(bytes(message)).length + 12
+    message[at : at + 8] = (1 << 40).to_bytes(8)
+    with pytest.raises(DecryptionError, match="encrypt it again with frames"):
+        decrypt_bytes(bytes(message), key=local)
 
 
 def test_suite_without_commitment_is_refused(local: LocalKey, ring: Any) -> None:
