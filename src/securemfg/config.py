@@ -68,7 +68,7 @@ class Config:
     @property
     def embedded(self) -> bool:
         """Whether no setting was given at all, so that the embedded default serves."""
-        return not self.origins
+        return self.source is None and not self.origins
 
     @property
     def enforcing(self) -> bool:

@@ -367,6 +367,7 @@ class Workflow:
             plaintext_reads=self.config.plaintext_reads,
             plaintext_origin=self.config.origin("artifacts.plaintext_reads"),
             emit=self.emit,
+            scope=self,
             staging=artifacts.staging,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dataclasses
 import os
 import pickle
 import threading
@@ -48,7 +47,7 @@ def test_steps_nest_and_unwind() -> None:
 def test_step_is_frozen_plain_data_that_travels_to_workers() -> None:
     step = a_step()
     assert pickle.loads(pickle.dumps(step)) == step
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         step.role = "admin"  # type: ignore[misc]
 
 

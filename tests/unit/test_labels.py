@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import pytest
@@ -20,8 +21,8 @@ ORDER = [
 
 def test_sensitivities_are_ordered_from_public_to_pii() -> None:
     assert list(Sensitivity) == ORDER
-    assert sorted(reversed(ORDER)) == ORDER
-    for lower, higher in zip(ORDER, ORDER[1:], strict=False):
+    assert sorted(ORDER[::-1]) == ORDER
+    for lower, higher in itertools.pairwise(ORDER):
         assert lower < higher
         assert higher > lower
         assert lower <= higher

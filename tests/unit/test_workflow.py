@@ -12,6 +12,7 @@ import securemfg
 from securemfg import Sensitivity
 from securemfg.errors import AccessDenied, CatalogError, ConfigError, KeyUnavailable
 from securemfg.workflow import Workflow, default_workflow, reset
+from tests.parts.openbao import OpenBao, unique
 from tests.parts.trail import CATALOG, actions, events, settings
 
 CANARY = "canary-3d1f77aa"
@@ -201,6 +202,37 @@ def test_secret_finds_no_such_credential_and_names_the_nearest() -> None:
         securemfg.secret("features")
 
 
+@pytest.mark.live
+def test_aws_clients_work_on_the_step_s_short_lived_credential_which_ends_with_it(aws: str) -> None:
+    role = "arn:aws:iam::123456789012:role/model-writer"
+    settings(f'[credentials]\nmodel-bucket = {{ sts = "{role}", region = "eu-central-1" }}\n')
+    with securemfg.step("training", role="MLResearcher", credentials=["model-bucket"]) as step:
+        s3 = step.aws("s3")
+        s3.create_bucket(Bucket="models", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+        assert "assumed-role/model-writer/securemfg-" in step.aws("sts").get_caller_identity()["Arn"]
+    assert securemfg.aws_session(role_arn=role).client("s3").list_buckets()["Buckets"][0]["Name"] == "models"
+    (leased, _) = events("credential.leased")
+    assert leased["session"] == step.context.step_id
+    assert leased["detail"]["source"] == "sts"
+    reset()
+    assert {event["resource"]["id"] for event in events("credential.revoked")} == {"model-bucket", role}
+
+
+@pytest.mark.live
+def test_secret_is_found_by_name_or_by_its_path_in_vault(openbao: OpenBao) -> None:
+    path = f"secret/{unique('ai')}/inference"
+    openbao.write(path, {"api_key": "k-1"})
+    role = openbao.role(Path.cwd(), rules={path.replace("secret/", "secret/data/"): ["read"]})
+    settings(
+        f'[vault]\naddress = "{openbao.address}"\n'
+        f'auth = {{ role_id = "{role.role_id}", secret_id_file = "{role.secret_id_file}" }}\n'
+        f'[credentials]\ninference = {{ vault = "{path}" }}\n'
+    )
+    for name in ("inference", path, path.removeprefix("secret/")):
+        assert securemfg.secret(name)["api_key"].reveal() == "k-1"
+    assert len(events("credential.leased")) == 1
+
+
 # -- keys and the embedded default
 
 
@@ -220,6 +252,13 @@ def test_the_embedded_default_makes_its_key_once_privately_and_says_so(capfd: py
     assert Path(".securemfg/.gitignore").read_text() == "*\n"
     (created,) = events("key.created")
     assert created["resource"]["id"] == group[0].name
+
+
+def test_an_empty_settings_file_is_a_choice_and_not_the_embedded_default() -> None:
+    Path("securemfg.toml").write_text("")
+    with pytest.raises(KeyUnavailable, match="is missing"):
+        default_workflow().keys.for_assets(())
+    assert not Path(".securemfg/keys/default.key").exists()
 
 
 def test_with_settings_a_missing_key_is_never_made() -> None:

@@ -43,7 +43,7 @@ class Keyring:
         """Start anew, in a forked child too."""
         self._lock = threading.Lock()
         self._writing: OrderedDict[tuple[str, tuple[str, ...]], RunKey] = OrderedDict()
-        self._reading: OrderedDict[tuple[str, str], tuple[float, RunKey]] = OrderedDict()
+        self._reading: OrderedDict[tuple[str, str, int], tuple[float, RunKey]] = OrderedDict()
         self._making: dict[str, threading.Lock] = {}
 
     def clear(self) -> None:
@@ -92,7 +92,7 @@ class Keyring:
 
     def for_reading(self, key_id: str, root: Root, store: RecordStore, protection: Protection) -> RunKey:
         """The run key `key_id` of `root`, opened with the settings' keys. Raises KeyUnavailable, DecryptionError."""
-        place = (root.uri, key_id)
+        place = (root.uri, key_id, id(protection.scope))
         now = self._clock()
         with self._lock:
             kept = self._reading.get(place)

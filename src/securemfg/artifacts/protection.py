@@ -27,5 +27,6 @@ class Protection:
     plaintext_reads: PlaintextReads
     plaintext_origin: str  # where that rule was set
     emit: Emit
+    scope: object = None  # whose rules these are: what one scope's keys opened is not given to another
     staging: Path | None = None  # where plaintext lies while it is being used; None: tmpfs if there is one
     written: list[int] = field(default_factory=lambda: [0, 0])  # files, bytes: for summaries
