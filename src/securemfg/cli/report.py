@@ -19,7 +19,7 @@ def add_to(root: typer.Typer) -> None:
     root.command("report")(report)
 
 
-def make(config: Config, journal: Path, catalog: Catalog | None) -> Report:
+def make(config: Config, journal: Path, catalog: Catalog | None, anchor: Path | None = None) -> Report:
     """The report on one journal. Raises AuditError when it cannot be read."""
     from securemfg.audit.verification import read_events, verify
     from securemfg.evidence.journal import collect
@@ -27,7 +27,7 @@ def make(config: Config, journal: Path, catalog: Catalog | None) -> Report:
     from securemfg.governance.findings import TrailSummary
     from securemfg.governance.report import build
 
-    verified = verify(journal)
+    verified = verify(journal, anchor=anchor)
     summary = TrailSummary(
         ok=verified.ok,
         strength=verified.strength.name.lower(),
@@ -48,6 +48,7 @@ def report(
     journal: Annotated[
         Path | None, typer.Option(help="The journal's folder. Built in: the one of the settings.")
     ] = None,
+    anchor: Annotated[Path | None, typer.Option(help="A checkpoint note kept elsewhere.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write the compliance report: one self-contained HTML page and Markdown. Ends with 1 when a control fails."""
@@ -58,7 +59,7 @@ def report(
         from securemfg.workflow import default_workflow
 
         workflow = default_workflow()
-        made = make(workflow.config, journal_folder(journal), workflow.catalog)
+        made = make(workflow.config, journal_folder(journal), workflow.catalog, anchor)
         page, text = write(made, output)
         counts = {state.value: sum(row.state is state for row in made.rows) for state in State}
         if as_json:

@@ -211,6 +211,9 @@ def test_a_checkpoint_kept_elsewhere_anchors_the_trail(capsys: CapSys, trail: Pa
     found = parsed(capsys, "audit", "verify", "--anchor", "elsewhere.note")
     assert found["ok"]
     assert "anchored" in {writer["strength"] for writer in found["writers"]}
+    made = parsed(capsys, "report", "-o", "out", "--anchor", "elsewhere.note")
+    assert {row["control"]: row["state"] for row in made["rows"]}["SMFG-LOGINT"] == "pass"
+    assert main(["report", "-o", "out", "--anchor", "absent.note"]) == 1
 
 
 def test_no_journal_is_a_usage_error(capsys: CapSys) -> None:
