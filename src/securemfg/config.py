@@ -328,6 +328,8 @@ def _location(error: Mapping[str, Any], merged: Mapping[str, Any]) -> tuple[str,
 
 
 def _message(errors: Sequence[Mapping[str, Any]], merged: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    # a misspelled key first: the key that is then missing is only its echo
+    errors = [error for error in errors if error["type"] == "extra_forbidden"] or errors
     at = _location(errors[0], merged)
     inside = [error for error in errors if _location(error, merged)[: len(at)] == at]
     first = max(inside, key=lambda error: len(_location(error, merged)))  # of a union's branches, the one that went in

@@ -101,6 +101,7 @@ def total(data: bytes) -> None:
 def test_parsing_anything_ends_in_a_header_or_a_typed_error(data: bytes) -> None:
     total(data)
     total(b"\x02\x04\x78" + data)
+    total(b"\x02\x05\x78" + data)
 
 
 @quick

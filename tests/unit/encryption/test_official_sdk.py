@@ -146,6 +146,51 @@ def test_messages_without_frames_of_the_official_sdk_are_read(
             decrypt_bytes(bytes(changed), key=local)
 
 
+SIGNED = "COMMIT_KEY_ECDSA_P384"
+
+
+@pytest.mark.parametrize(
+    ("frame_length", "suite"),
+    [(64, SIGNED), (0, "COMMIT_KEY"), (0, SIGNED)],
+    ids=["signed", "without frames", "signed without frames"],
+)
+def test_changed_cut_or_longer_messages_of_other_kinds_are_refused(
+    local: LocalKey, ring: Any, tmp_path: Path, frame_length: int, suite: str
+) -> None:
+    message = written(bytes(range(150)), ring, frame_length, {"plant": "7"}, suite=suite)
+    for at in range(len(message)):
+        changed = bytearray(message)
+        changed[at] ^= 1 << at % 8
+        with pytest.raises(DecryptionError):
+            decrypt_bytes(bytes(changed), key=local)
+        with pytest.raises(DecryptionError):
+            decrypt_bytes(message[:at], key=local)
+    for extra in (b"\0", bytes(2), b"\0\x01x", message):
+        with pytest.raises(DecryptionError):
+            decrypt_bytes(message + extra, key=local)
+    (tmp_path / "x.esdk").write_bytes(message[:-1] + bytes([message[-1] ^ 1]))
+    with pytest.raises(DecryptionError):
+        decrypt_file(tmp_path / "x.esdk", tmp_path / "x", key=local)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("frame_length", [64, 0])
+def test_signature_that_is_missing_or_of_another_message_is_refused(
+    local: LocalKey, ring: Any, frame_length: int
+) -> None:
+    def split(message: bytes) -> tuple[bytes, bytes]:
+        starts = range(len(message) - 106, len(message) - 2)
+        at = next(at for at in starts if int.from_bytes(message[at : at + 2]) == len(message) - at - 2)
+        return message[:at], message[at:]
+
+    body, signature = split(written(b"x" * 150, ring, frame_length, {}, suite=SIGNED))
+    _, other = split(written(b"x" * 150, ring, frame_length, {}, suite=SIGNED))
+    assert decrypt_bytes(body + signature, key=local) == b"x" * 150
+    for wrong in (b"", b"\0\0", other):
+        with pytest.raises(DecryptionError):
+            decrypt_bytes(body + wrong, key=local)
+
+
 def test_a_body_without_frames_that_is_too_large_is_refused_before_it_is_read(local: LocalKey, ring: Any) -> None:
     message = bytearray(written(b"x", ring, 0, {}))
     at = parse_header(bytes(message)).length + 12
