@@ -151,7 +151,7 @@ SIGNED = "COMMIT_KEY_ECDSA_P384"
 
 @pytest.mark.parametrize(
     ("frame_length", "suite"),
-    [(64, SIGNED), (0, "COMMIT_KEY"), (0, SIGNED)],
+    [(128, SIGNED), (0, "COMMIT_KEY"), (0, SIGNED)],
     ids=["signed", "without frames", "signed without frames"],
 )
 def test_changed_cut_or_longer_messages_of_other_kinds_are_refused(
@@ -174,7 +174,7 @@ def test_changed_cut_or_longer_messages_of_other_kinds_are_refused(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("frame_length", [64, 0])
+@pytest.mark.parametrize("frame_length", [128, 0])
 def test_signature_that_is_missing_or_of_another_message_is_refused(
     local: LocalKey, ring: Any, frame_length: int
 ) -> None:
