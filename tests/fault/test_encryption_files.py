@@ -198,12 +198,12 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 from securemfg.encryption import decrypt_file, stream
-write = stream._write_at
+write = stream.write_at
 def slowly(fd, data, offset):
     write(fd, data, offset)
     Path(sys.argv[4]).touch()
     time.sleep(60)
-stream._write_at = slowly
+stream.write_at = slowly
 decrypt_file(sys.argv[1], sys.argv[2], key=sys.argv[3])
 """
 
@@ -230,7 +230,7 @@ def test_interrupt_leaves_the_target_and_no_temporary_file(source: Path, out: Pa
     def interrupted(*args: object, **kwargs: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream, "_seal", interrupted)
+    monkeypatch.setattr(stream, "seal", interrupted)
     with pytest.raises(KeyboardInterrupt):
         encrypt_file(source, out / "x", key=KEY)
     assert (out / "x").read_bytes() == b"old"

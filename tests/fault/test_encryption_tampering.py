@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from securemfg.encryption import stream
+from securemfg.encryption import frames, stream
 from securemfg.encryption.message import FINAL_OVERHEAD, FRAME_OVERHEAD, Header, MessageKey, parse_header
 from securemfg.encryption.stream import decrypt_bytes, decrypt_file, encrypt_bytes, encrypt_file
 from securemfg.errors import DecryptionError, EncryptionError
@@ -107,9 +107,9 @@ def test_unchanged_message_opens(out: Path) -> None:
 @pytest.mark.parametrize("new", [True, False], ids=["into-buffers", "copying"])
 @pytest.mark.parametrize("region", REGIONS)
 def test_one_bit_changed_is_refused_in_every_region(out: Path, region: str, new: bool, monkeypatch) -> None:
-    if new and not stream.parallel():
+    if new and not frames.parallel():
         pytest.skip("needs cryptography 50 or newer for the path that works into buffers")
-    monkeypatch.setattr(stream, "parallel", lambda: new)
+    monkeypatch.setattr(frames, "parallel", lambda: new)
     refused(flipped(MESSAGE, spot(region)), out, says=REGIONS[region])
 
 
@@ -204,7 +204,7 @@ def test_context_that_says_two_things_is_refused_although_its_tag_verifies(out: 
     body = plain.body[:35] + struct.pack(">H", len(pairs)) + pairs + plain.body[37:]
     tag = key.aead.encrypt(bytes(12), b"", body)
     final = memoryview(bytearray(FINAL_OVERHEAD))
-    stream._seal(key, 1, memoryview(b""), final, final=True)
+    stream.seal(key, 1, memoryview(b""), final, final=True)
     refused(body + tag + bytes(final), out, says=says)
 
 

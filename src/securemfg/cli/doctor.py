@@ -115,7 +115,7 @@ def _encryption() -> Iterator[Result]:
     import cryptography
     from cryptography.hazmat.backends.openssl.backend import backend
 
-    from securemfg.encryption.stream import parallel
+    from securemfg.encryption.frames import parallel
 
     how = "several threads per file" if parallel() else "one thread per file (50 and newer use several)"
     fips = "in FIPS mode" if backend._fips_enabled else "not in FIPS mode; no validated module is claimed"

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from securemfg.encryption.frames import open_frame
 from securemfg.encryption.keys import Key, open_keys, unlock
 from securemfg.encryption.message import FINAL_OVERHEAD, FRAME_OVERHEAD, Context, Geometry
-from securemfg.encryption.stream import check_expected, open_frame, open_source, read_at, read_header
+from securemfg.encryption.stream import check_expected, open_source, read_at, read_header
 from securemfg.errors import DecryptionError
 
 _KEPT: Final = 2  # decrypted frames in memory
@@ -36,7 +37,7 @@ class MessageFile(io.RawIOBase):
         self._path = Path(path)
         self._fd = -1
         keys = open_keys(key)
-        self._fd, status = open_source(self._path, Path(os.devnull))
+        self._fd, status = open_source(self._path)
         try:
             header = read_header(self._fd, self._path)
             if header.signed or not header.frame_length:

@@ -7,60 +7,37 @@ does not grow with the file.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
-import secrets
 import stat
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
-from cryptography import __version__ as cryptography_version
-from cryptography.exceptions import InvalidTag
-
-from securemfg.encryption.keys import GeneratingKey, Key, open_keys, unlock
+from securemfg.encryption.frames import new_message, open_frame, open_single, run_shared, seal, workers_for
+from securemfg.encryption.keys import Key, open_keys, unlock
 from securemfg.encryption.layout import ReadAt, lay_out, verify_signature
 from securemfg.encryption.message import (
-    FINAL_MARK,
     FINAL_OVERHEAD,
     FRAME_LENGTH,
     FRAME_OVERHEAD,
-    IV_LENGTH,
-    KEY_LENGTH,
     MAX_HEADER,
-    MESSAGE_ID_LENGTH,
-    TAG_LENGTH,
-    UNFRAMED_OVERHEAD,
     Context,
     Geometry,
     Header,
     MessageKey,
     Truncated,
-    check_context,
     parse_header,
 )
 from securemfg.encryption.target import replacing
 from securemfg.errors import DecryptionError, EncryptionError
 
-_PARALLEL_FROM: Final = 4 * FRAME_LENGTH  # bytes; below it a second thread costs more than it brings
+Fill = Callable[[memoryview, int], None]  # buffer, offset: fills it whole with plaintext, or raises
+Sink = Callable[[memoryview, int], None]  # plaintext, offset: called by several threads
+
 _MODE: Final = 0o777  # of the source's mode; set-uid and set-gid are not handed on
 _HEADER_READ: Final = 1 << 12  # bytes; nearly every header fits
-
-
-@cache
-def parallel() -> bool:
-    """Whether this `cryptography` releases the GIL while it encrypts, so that threads help."""
-    return int(cryptography_version.split(".", 1)[0]) >= 50
-
-
-def workers_for(plaintext_length: int) -> int:
-    """How many threads one file is worth."""
-    if not parallel() or plaintext_length < _PARALLEL_FROM:
-        return 1
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +55,7 @@ class Message:
     message_length: int  # bytes
 
 
-def _message(path: Path | None, header: Header, geometry: Geometry) -> Message:
+def message_of(path: Path | None, header: Header, geometry: Geometry) -> Message:
     return Message(
         path=path,
         suite=header.suite,
@@ -90,80 +67,6 @@ def _message(path: Path | None, header: Header, geometry: Geometry) -> Message:
         plaintext_length=geometry.plaintext_length,
         message_length=geometry.message_length,
     )
-
-
-# -- frames -----------------------------------------------------------------------------------------------------------
-
-
-def _new_message(keys: Sequence[Key], context: Context, frame_length: int) -> tuple[MessageKey, Header]:
-    check_context(context)
-    first, *others = keys
-    if isinstance(first, GeneratingKey):  # its service makes the data key: one call instead of none and one
-        data_key, wrapped = first.generate(context)
-    else:
-        data_key = secrets.token_bytes(KEY_LENGTH)
-        wrapped = first.wrap(data_key, context)
-    message_key = MessageKey(data_key, secrets.token_bytes(MESSAGE_ID_LENGTH))
-    recipients = [wrapped, *(key.wrap(data_key, context) for key in others)]
-    return message_key, message_key.header(context, recipients, frame_length)
-
-
-def _seal(key: MessageKey, sequence: int, plaintext: memoryview, out: memoryview, *, final: bool) -> int:
-    """Write one whole frame to `out`; return its length. Its IV is its sequence number, so it is used once."""
-    number = sequence.to_bytes(4)
-    iv = sequence.to_bytes(IV_LENGTH)
-    length = len(plaintext)
-    start = number + iv
-    if final:
-        start = FINAL_MARK + start + length.to_bytes(4)
-    at = len(start)
-    out[:at] = start
-    end = at + length + TAG_LENGTH
-    aad = key.frame_aad(sequence, length, final=final)
-    if parallel():
-        key.aead.encrypt_into(iv, plaintext, aad, out[at:end])
-    else:
-        out[at:end] = key.aead.encrypt(iv, plaintext, aad)
-    return end
-
-
-def open_frame(key: MessageKey, sequence: int, frame: memoryview, out: memoryview, *, final: bool) -> int:
-    """Verify and decrypt one whole frame into `out`; return the plaintext's length. Raises DecryptionError."""
-    at = 0
-    if final:
-        if bytes(frame[:4]) != FINAL_MARK:
-            raise DecryptionError(f"frame {sequence} is not marked as the final one: cut off, or frames were moved")
-        at = 4
-    if int.from_bytes(frame[at : at + 4]) != sequence:
-        raise DecryptionError(f"frame {sequence} has another sequence number: frames were moved or removed")
-    iv = frame[at + 4 : at + 4 + IV_LENGTH]  # as stored: other implementations choose other IVs
-    at += 4 + IV_LENGTH
-    length = len(frame) - at - TAG_LENGTH
-    if final:
-        length -= 4
-        if int.from_bytes(frame[at : at + 4]) != length:
-            raise DecryptionError("the final frame's length is wrong: cut off, or bytes left over")
-        at += 4
-    aad = key.frame_aad(sequence, length, final=final)
-    try:
-        if parallel():
-            key.aead.decrypt_into(iv, frame[at:], aad, out[:length])
-        else:
-            out[:length] = key.aead.decrypt(iv, frame[at:], aad)
-    except InvalidTag:
-        raise DecryptionError(f"frame {sequence} was changed: its tag does not verify") from None
-    return length
-
-
-def open_single(key: MessageKey, body: memoryview) -> bytes:
-    """Verify and decrypt a body without frames. Raises DecryptionError."""
-    iv, length = body[:IV_LENGTH], int.from_bytes(body[IV_LENGTH : IV_LENGTH + 8])
-    if len(body) != length + UNFRAMED_OVERHEAD:
-        raise DecryptionError("the message is cut off or has bytes left over")
-    try:
-        return key.aead.decrypt(iv, body[IV_LENGTH + 8 :], key.single_aad(length))
-    except InvalidTag:
-        raise DecryptionError("the body was changed: its tag does not verify") from None
 
 
 # -- positioned input and output --------------------------------------------------------------------------------------
@@ -183,7 +86,7 @@ def read_at(fd: int, buffer: memoryview, offset: int, source: Path) -> int:
     return done
 
 
-def _reading(fd: int, source: Path) -> ReadAt:
+def reading(fd: int, source: Path) -> ReadAt:
     def read(offset: int, count: int) -> bytes:
         buffer = bytearray(count)
         return bytes(buffer[: read_at(fd, memoryview(buffer), offset, source)])
@@ -191,53 +94,17 @@ def _reading(fd: int, source: Path) -> ReadAt:
     return read
 
 
-def _write_at(fd: int, data: memoryview, offset: int) -> None:
+def write_at(fd: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-def _run(work: Callable[[Callable[[], int | None]], None], count: int, workers: int) -> None:
-    """Run `work` in `workers` threads, this one among them; each draws the next index until `count` or a failure."""
-    indexes = itertools.count()
-    failures: list[BaseException] = []
-
-    def draw() -> int | None:
-        index = next(indexes)
-        return index if index < count and not failures else None
-
-    def run() -> None:
-        try:
-            work(draw)
-        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
-            failures.append(error)
-
-    threads: list[threading.Thread] = []
-    try:
-        for _ in range(workers - 1):
-            thread = threading.Thread(target=run, name="securemfg-frames", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads, or the interpreter is ending: fewer do it too
-                break
-            threads.append(thread)
-        run()
-    except BaseException as error:  # noqa: BLE001 - an interrupt: raised below, once the others have ended
-        failures.append(error)
-    for thread in threads:
-        while thread.is_alive():  # a thread that outlived this call would write to a descriptor's next owner
-            try:
-                thread.join()
-            except BaseException as error:  # noqa: BLE001 - as above
-                failures.append(error)
-    if failures:
-        raise failures[0]
-
-
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def open_source(source: Path, target: Path) -> tuple[int, os.stat_result]:
+def open_source(source: Path, target: Path | None = None) -> tuple[int, os.stat_result]:
+    """A descriptor of a regular file that is not `target`. Raises EncryptionError."""
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused, not waited for
     except OSError as error:
@@ -246,9 +113,9 @@ def open_source(source: Path, target: Path) -> tuple[int, os.stat_result]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise EncryptionError(f"{source} is not a regular file")
-        if target.is_dir():
+        if target is not None and target.is_dir():
             raise EncryptionError(f"{target} is a folder: name the target file")
-        if target.exists() and os.path.samestat(status, target.stat()):
+        if target is not None and target.exists() and os.path.samestat(status, target.stat()):
             raise EncryptionError(f"source and target are the same file: {source}")
     except OSError as error:
         os.close(fd)
@@ -259,7 +126,7 @@ def open_source(source: Path, target: Path) -> tuple[int, os.stat_result]:
     return fd, status
 
 
-def _unchanged(fd: int, before: os.stat_result, source: Path) -> None:
+def unchanged(fd: int, before: os.stat_result, source: Path) -> None:
     now = os.fstat(fd)
     if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise EncryptionError(f"{source} changed while it was read: nothing was written; try again when it rests")
@@ -282,32 +149,37 @@ def encrypt_file(
     source, target = Path(source), Path(target)
     keys = open_keys(key)
     fd, status = open_source(source, target)
+
+    def fill(buffer: memoryview, offset: int) -> None:
+        if read_at(fd, buffer, offset, source) != len(buffer):
+            raise EncryptionError(f"{source} became shorter while it was read: nothing was written")
+
     try:
-        message_key, header = _new_message(keys, dict(context or {}), FRAME_LENGTH)
+        message_key, header = new_message(keys, dict(context or {}), FRAME_LENGTH)
         geometry = Geometry.plan(header, status.st_size)
         with (
-            _target_errors(target),
+            target_errors(target),
             replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
         ):
-            _encrypt_frames(fd, out, message_key, header, geometry, source)
-            _unchanged(fd, status, source)
+            _encrypt_frames(fill, out, message_key, header, geometry)
+            unchanged(fd, status, source)
     finally:
         os.close(fd)
-    return _message(target, header, geometry)
+    return message_of(target, header, geometry)
 
 
-def _encrypt_frames(fd: int, out: int, key: MessageKey, header: Header, geometry: Geometry, source: Path) -> None:
+def _encrypt_frames(fill: Fill, out: int, key: MessageKey, header: Header, geometry: Geometry) -> None:
     start = header.body + header.tag
     if geometry.frames == 0:  # small: one read, one write
         data = bytearray(geometry.final_length)
-        _filled(fd, memoryview(data), 0, source)
+        fill(memoryview(data), 0)
         message = bytearray(geometry.message_length)
         view = memoryview(message)
         view[: len(start)] = start
-        _seal(key, 1, memoryview(data), view[len(start) :], final=True)
-        _write_at(out, view, 0)
+        seal(key, 1, memoryview(data), view[len(start) :], final=True)
+        write_at(out, view, 0)
         return
-    _write_at(out, memoryview(start), 0)
+    write_at(out, memoryview(start), 0)
 
     def work(draw: Callable[[], int | None]) -> None:
         plaintext = memoryview(bytearray(geometry.frame_length))
@@ -315,16 +187,68 @@ def _encrypt_frames(fd: int, out: int, key: MessageKey, header: Header, geometry
         while (index := draw()) is not None:
             final = index == geometry.frames
             part = plaintext[: geometry.final_length] if final else plaintext
-            _filled(fd, part, index * geometry.frame_length, source)
-            length = _seal(key, index + 1, part, frame, final=final)
-            _write_at(out, frame[:length], geometry.offset(index))
+            fill(part, index * geometry.frame_length)
+            length = seal(key, index + 1, part, frame, final=final)
+            write_at(out, frame[:length], geometry.offset(index))
 
-    _run(work, geometry.frames + 1, workers_for(geometry.plaintext_length))
+    run_shared(work, geometry.frames + 1, workers_for(geometry.plaintext_length))
 
 
-def _filled(fd: int, buffer: memoryview, offset: int, source: Path) -> None:
-    if read_at(fd, buffer, offset, source) != len(buffer):
-        raise EncryptionError(f"{source} became shorter while it was read: nothing was written")
+class Opened:
+    """A message whose header verified and whose data key is at hand. Its frames are still to be verified."""
+
+    def __init__(self, fd: int, source: Path, keys: Sequence[Key], context: Context | None) -> None:
+        self.fd = fd
+        self.source = source
+        self.status = os.fstat(fd)
+        self._read = reading(fd, source)
+        self.header = read_header(fd, source)
+        self.geometry, self._signature = lay_out(self.header, self.status.st_size, self._read)
+        self.key = unlock(self.header, keys)
+        check_expected(self.header, context)
+
+    def frames(self, sink: Sink) -> None:
+        """Verify and decrypt every frame and hand it to `sink`, from several threads and in any order.
+
+        When this returns, the message was whole; nothing handed out before may be used. Raises DecryptionError.
+        """
+        if self.geometry.frame_length:
+            run_shared(
+                lambda draw: self._work(draw, sink),
+                self.geometry.frames + 1,
+                workers_for(self.geometry.plaintext_length),
+            )
+        else:
+            body = self._read(self.geometry.header_length, self.geometry.message_length - self.geometry.header_length)
+            sink(memoryview(open_single(self.key, memoryview(body))), 0)
+        if self._signature is not None:
+            verify_signature(self.header, self._signature, self.geometry.message_length, self._read)
+        unchanged(self.fd, self.status, self.source)
+
+    def _work(self, draw: Callable[[], int | None], sink: Sink) -> None:
+        geometry = self.geometry
+        # no larger than the message itself: a frame length is an attacker's choice
+        longest = geometry.frame_length if geometry.frames else geometry.final_length
+        frame = memoryview(bytearray(longest + FINAL_OVERHEAD))
+        plaintext = memoryview(bytearray(longest))
+        while (index := draw()) is not None:
+            final = index == geometry.frames
+            whole = frame[: geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD]
+            if read_at(self.fd, whole, geometry.offset(index), self.source) != len(whole):
+                raise DecryptionError("the message became shorter while it was read")
+            length = open_frame(self.key, index + 1, whole, plaintext, final=final)
+            sink(plaintext[:length], index * geometry.frame_length)
+
+
+@contextlib.contextmanager
+def naming(source: Path) -> Iterator[None]:
+    """Put the source's name before what is wrong with it."""
+    try:
+        yield
+    except DecryptionError as error:
+        if str(source) in str(error):
+            raise
+        raise type(error)(f"{source}: {error}") from error.__cause__
 
 
 def decrypt_file(
@@ -344,47 +268,32 @@ def decrypt_file(
     keys = open_keys(key)
     fd, status = open_source(source, target)
     try:
-        header = read_header(fd, source)
-        read = _reading(fd, source)
-        geometry, signature = lay_out(header, status.st_size, read)
-        message_key = unlock(header, keys)
-        check_expected(header, context)
-        with (
-            _target_errors(target),
-            replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
-        ):
-            if geometry.frame_length:
-                _decrypt_frames(fd, out, message_key, geometry, source)
-            else:
-                body = memoryview(read(geometry.header_length, geometry.message_length - geometry.header_length))
-                _write_at(out, memoryview(open_single(message_key, body)), 0)
-            if signature is not None:  # before the target gets its name
-                verify_signature(header, signature, geometry.message_length, read)
-            _unchanged(fd, status, source)
-    except DecryptionError as error:
-        if str(source) in str(error):
-            raise
-        raise type(error)(f"{source}: {error}") from error.__cause__
+        with naming(source):
+            message = Opened(fd, source, keys, context)
+            with (
+                target_errors(target),
+                replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
+            ):
+                message.frames(lambda part, offset: write_at(out, part, offset))
     finally:
         os.close(fd)
-    return _message(target, header, geometry)
+    return message_of(target, message.header, message.geometry)
 
 
-def _decrypt_frames(fd: int, out: int, key: MessageKey, geometry: Geometry, source: Path) -> None:
-    def work(draw: Callable[[], int | None]) -> None:
-        # no larger than the message itself: a frame length is an attacker's choice
-        longest = geometry.frame_length if geometry.frames else geometry.final_length
-        frame = memoryview(bytearray(longest + FINAL_OVERHEAD))
-        plaintext = memoryview(bytearray(longest))
-        while (index := draw()) is not None:
-            final = index == geometry.frames
-            whole = frame[: geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD]
-            if read_at(fd, whole, geometry.offset(index), source) != len(whole):
-                raise DecryptionError("the message became shorter while it was read")
-            length = open_frame(key, index + 1, whole, plaintext, final=final)
-            _write_at(out, plaintext[:length], index * geometry.frame_length)
-
-    _run(work, geometry.frames + 1, workers_for(geometry.plaintext_length))
+def verify_file(
+    path: str | os.PathLike[str], *, key: Key | str | Sequence[Key | str], context: Context | None = None
+) -> Message:
+    """Verify every frame of a message that one of `key` opens; write nothing. Raises DecryptionError."""
+    path = Path(path)
+    keys = open_keys(key)
+    fd, _ = open_source(path)
+    try:
+        with naming(path):
+            message = Opened(fd, path, keys, context)
+            message.frames(lambda _part, _offset: None)
+    finally:
+        os.close(fd)
+    return message_of(path, message.header, message.geometry)
 
 
 def read_header(fd: int, source: Path) -> Header:
@@ -411,7 +320,7 @@ def check_expected(header: Header, context: Context | None) -> None:
             )
 
 
-class _target_errors:  # noqa: N801 - used as a statement
+class target_errors:  # noqa: N801 - used as a statement
     """Translates what the operating system says about the target, once."""
 
     def __init__(self, target: Path) -> None:
@@ -430,10 +339,10 @@ class _target_errors:  # noqa: N801 - used as a statement
 def inspect_file(path: str | os.PathLike[str]) -> Message:
     """What a message says of itself, without any key. Nothing of it is verified. Raises EncryptionError."""
     path = Path(path)
-    fd, status = open_source(path, Path(os.devnull))
+    fd, status = open_source(path)
     try:
         header = read_header(fd, path)
-        return _message(path, header, lay_out(header, status.st_size, _reading(fd, path))[0])
+        return message_of(path, header, lay_out(header, status.st_size, reading(fd, path))[0])
     finally:
         os.close(fd)
 
@@ -443,7 +352,7 @@ def inspect_file(path: str | os.PathLike[str]) -> Message:
 
 def encrypt_bytes(data: bytes, *, key: Key | str | Sequence[Key | str], context: Context | None = None) -> bytes:
     """`data` as one message. For small things: records, values, texts."""
-    message_key, header = _new_message(open_keys(key), dict(context or {}), FRAME_LENGTH)
+    message_key, header = new_message(open_keys(key), dict(context or {}), FRAME_LENGTH)
     geometry = Geometry.plan(header, len(data))
     message = bytearray(geometry.message_length)
     view, plaintext = memoryview(message), memoryview(data)
@@ -451,7 +360,7 @@ def encrypt_bytes(data: bytes, *, key: Key | str | Sequence[Key | str], context:
     for index in range(geometry.frames + 1):
         at = index * geometry.frame_length
         part = plaintext[at : at + geometry.frame_length]
-        _seal(message_key, index + 1, part, view[geometry.offset(index) :], final=index == geometry.frames)
+        seal(message_key, index + 1, part, view[geometry.offset(index) :], final=index == geometry.frames)
     return bytes(message)
 
 

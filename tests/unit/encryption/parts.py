@@ -16,7 +16,7 @@ from securemfg.encryption.message import (
     Geometry,
     MessageKey,
 )
-from securemfg.encryption.stream import _seal
+from securemfg.encryption.stream import seal
 from securemfg.errors import KeyUnavailable
 
 FRAME = 1 << 20
@@ -75,7 +75,7 @@ def message_of(plaintext: bytes, key: Key, frame_length: int, context: Context |
     for index in range(geometry.frames + 1):
         part = plaintext[index * frame_length : (index + 1) * frame_length]
         out = memoryview(bytearray(len(part) + FINAL_OVERHEAD))
-        parts.append(bytes(out[: _seal(message_key, index + 1, memoryview(part), out, final=index == geometry.frames)]))
+        parts.append(bytes(out[: seal(message_key, index + 1, memoryview(part), out, final=index == geometry.frames)]))
     return b"".join(parts)
 
 

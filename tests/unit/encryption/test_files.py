@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from securemfg.encryption import stream, target
+from securemfg.encryption import frames, stream, target
 from securemfg.encryption.stream import decrypt_bytes, decrypt_file, encrypt_bytes, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable
 from tests.unit.encryption.parts import FRAME, Unreachable, a_key, folder_holds, message_of
@@ -36,9 +36,9 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture(params=[True, False], ids=["into-buffers", "copying"])
 def cryptography_is_new(request, monkeypatch) -> bool:
     """Both paths: cryptography from 50 on, which works into buffers in threads, and the one below it."""
-    if request.param and not stream.parallel():
+    if request.param and not frames.parallel():
         pytest.skip("needs cryptography 50 or newer for the path that works into buffers")
-    monkeypatch.setattr(stream, "parallel", lambda: request.param)
+    monkeypatch.setattr(frames, "parallel", lambda: request.param)
     return request.param
 
 
@@ -58,20 +58,20 @@ def test_file_makes_the_round_trip(tmp_path: Path, out: Path, size: int, cryptog
 
 
 def test_a_large_file_is_worked_on_by_several_threads_and_a_small_one_is_not(monkeypatch) -> None:
-    monkeypatch.setattr(stream, "parallel", lambda: True)
+    monkeypatch.setattr(frames, "parallel", lambda: True)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert [stream.workers_for(n) for n in (0, 4 * FRAME - 1, 4 * FRAME)] == [1, 1, 4]
-    monkeypatch.setattr(stream, "parallel", lambda: False)
-    assert stream.workers_for(1 << 30) == 1
+    assert [frames.workers_for(n) for n in (0, 4 * FRAME - 1, 4 * FRAME)] == [1, 1, 4]
+    monkeypatch.setattr(frames, "parallel", lambda: False)
+    assert frames.workers_for(1 << 30) == 1
 
 
 def test_release_of_cryptography_decides_about_threads(monkeypatch) -> None:
     for version, expected in (("46.0.7", False), ("49.0.0", False), ("50.0.2", True), ("101.0.0", True)):
-        monkeypatch.setattr(stream, "cryptography_version", version)
-        stream.parallel.cache_clear()
-        assert stream.parallel() is expected
+        monkeypatch.setattr(frames, "cryptography_version", version)
+        frames.parallel.cache_clear()
+        assert frames.parallel() is expected
     monkeypatch.undo()
-    stream.parallel.cache_clear()
+    frames.parallel.cache_clear()
 
 
 def test_frames_are_drawn_by_every_thread_and_each_once() -> None:
@@ -85,7 +85,7 @@ def test_frames_are_drawn_by_every_thread_and_each_once() -> None:
         while (index := draw()) is not None:
             drawn.append(index)
 
-    stream._run(work, 500, 3)
+    frames.run_shared(work, 500, 3)
     assert sorted(drawn) == list(range(500))
     assert len(names) == 3
 
@@ -102,7 +102,7 @@ def test_error_in_a_thread_is_raised_in_the_callers_and_stops_the_others() -> No
             done.append(index)
 
     with pytest.raises(DecryptionError, match="frame 2 was changed"):
-        stream._run(work, 1 << 30, 3)
+        frames.run_shared(work, 1 << 30, 3)
     assert len(done) < 1 << 30
 
 
@@ -120,7 +120,7 @@ def test_interrupt_while_threads_work_is_raised_only_after_they_ended() -> None:
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        stream._run(work, 1 << 40, 2)
+        frames.run_shared(work, 1 << 40, 2)
     assert ended.is_set()
 
 
@@ -143,7 +143,7 @@ def test_interrupt_while_the_caller_waits_for_the_threads_stops_them_first(monke
 
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        stream._run(work, 1 << 40, 2)
+        frames.run_shared(work, 1 << 40, 2)
     assert ended.is_set()
 
 
@@ -158,7 +158,7 @@ def test_work_is_done_even_where_no_thread_can_be_started(monkeypatch) -> None:
         while (index := draw()) is not None:
             drawn.append(index)
 
-    stream._run(work, 5, 4)
+    frames.run_shared(work, 5, 4)
     assert drawn == [0, 1, 2, 3, 4]
 
 
@@ -247,13 +247,13 @@ def test_dangling_link_counts_as_existing_and_is_replaced_not_followed(source: P
 def test_target_made_meanwhile_is_not_overwritten(source: Path, out: Path, monkeypatch, unnamed: bool) -> None:
     if not unnamed:
         monkeypatch.setattr(target, "_unnamed", lambda folder: None)
-    seal = stream._seal
+    seal = stream.seal
 
     def slowly(*args, **kwargs):
         (out / "x.esdk").write_bytes(b"somebody else's")
         return seal(*args, **kwargs)
 
-    monkeypatch.setattr(stream, "_seal", slowly)
+    monkeypatch.setattr(stream, "seal", slowly)
     with pytest.raises(EncryptionError, match="exists already"):
         encrypt_file(source, out / "x.esdk", key=KEY, overwrite=False)
     assert (out / "x.esdk").read_bytes() == b"somebody else's"
