@@ -37,3 +37,13 @@ def aws(_moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     }.items():
         monkeypatch.setenv(name, value)
     return _moto
+
+
+@pytest.fixture
+def s3_bucket(aws: str) -> str:
+    """An empty bucket."""
+    import boto3
+
+    name = "plant-artifacts"
+    boto3.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    return name

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from securemfg.encryption.keys import Key, LocalKey, OpeningKey, RawAesKey, create_local_key, open_key
     from securemfg.encryption.message import Context, EncryptedDataKey, Header
-    from securemfg.encryption.ranges import open_message, open_range
+    from securemfg.encryption.pipes import EncryptingReader, decrypt_stream, encrypt_stream
+    from securemfg.encryption.ranges import open_message, open_range, reencrypt_file
     from securemfg.encryption.stream import (
         Message,
         decrypt_bytes,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         encrypt_bytes,
         encrypt_file,
         inspect_file,
+        verify_file,
     )
 
 _HOMES = {
@@ -31,21 +33,27 @@ _HOMES = {
     "create_local_key": "keys",
     "open_key": "keys",
     "Context": "message",
+    "EncryptingReader": "pipes",
     "EncryptedDataKey": "message",
     "Header": "message",
     "Message": "stream",
     "decrypt_bytes": "stream",
     "decrypt_file": "stream",
+    "decrypt_stream": "pipes",
     "encrypt_bytes": "stream",
     "encrypt_file": "stream",
+    "encrypt_stream": "pipes",
     "inspect_file": "stream",
     "open_message": "ranges",
     "open_range": "ranges",
+    "reencrypt_file": "ranges",
+    "verify_file": "stream",
 }
 
 __all__ = [
     "Context",
     "EncryptedDataKey",
+    "EncryptingReader",
     "Header",
     "Key",
     "LocalKey",
@@ -55,12 +63,16 @@ __all__ = [
     "create_local_key",
     "decrypt_bytes",
     "decrypt_file",
+    "decrypt_stream",
     "encrypt_bytes",
     "encrypt_file",
+    "encrypt_stream",
     "inspect_file",
     "open_key",
     "open_message",
     "open_range",
+    "reencrypt_file",
+    "verify_file",
 ]
 
 

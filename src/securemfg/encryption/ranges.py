@@ -16,8 +16,18 @@ from typing import Any, Final
 
 from securemfg.encryption.frames import open_frame
 from securemfg.encryption.keys import Key, open_keys, unlock
-from securemfg.encryption.message import FINAL_OVERHEAD, FRAME_OVERHEAD, Context, Geometry
-from securemfg.encryption.stream import check_expected, open_source, read_at, read_header
+from securemfg.encryption.message import FINAL_OVERHEAD, FRAME_OVERHEAD, RESERVED_CONTEXT, Context, Geometry
+from securemfg.encryption.stream import (
+    Message,
+    check_expected,
+    message_of,
+    open_source,
+    read_at,
+    read_header,
+    target_errors,
+    write_message,
+)
+from securemfg.encryption.target import replacing
 from securemfg.errors import DecryptionError
 
 _KEPT: Final = 2  # decrypted frames in memory
@@ -47,6 +57,8 @@ class MessageFile(io.RawIOBase):
             self._geometry = Geometry.of(header, status.st_size)
             self._key = unlock(header, keys)
             check_expected(header, context)
+            self.context = dict(header.context)
+            self.mode = status.st_mode & 0o777
             self._frames: OrderedDict[int, memoryview] = OrderedDict()
             self._lock = threading.RLock()
             self._position = 0
@@ -165,3 +177,36 @@ def open_range(
         buffer = bytearray(max(0, min(length, message.size - start)))
         message.read_range(start, memoryview(buffer))
         return bytes(buffer)
+
+
+def reencrypt_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    key: Key | str | Sequence[Key | str],
+    new_key: Key | str | Sequence[Key | str],
+    context: Context | None = None,
+    new_context: Context | None = None,
+    durable: bool = True,
+) -> Message:
+    """Encrypt the plaintext of a message anew, under a fresh data key for `new_key`; it never reaches a disk.
+
+    `context` must be in the old message; the new one is bound to `new_context`, else to the same pairs as the old one.
+    `target` may be `source`. Raises DecryptionError, EncryptionError, KeyUnavailable.
+    """
+    source, target = Path(source), Path(target)
+    keys = open_keys(new_key)
+    with MessageFile(source, key=key, context=context) as message:
+
+        def fill(buffer: memoryview, offset: int) -> None:
+            message.read_range(offset, buffer)
+
+        bound = {name: value for name, value in message.context.items() if not name.startswith(RESERVED_CONTEXT)}
+        with (
+            target_errors(target),
+            replacing(target, mode=message.mode, durable=durable, overwrite=True) as out,
+        ):
+            header, geometry = write_message(
+                out, fill, message.size, keys, dict(new_context) if new_context is not None else bound
+            )
+    return message_of(target, header, geometry)

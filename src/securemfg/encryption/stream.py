@@ -155,13 +155,11 @@ def encrypt_file(
             raise EncryptionError(f"{source} became shorter while it was read: nothing was written")
 
     try:
-        message_key, header = new_message(keys, dict(context or {}), FRAME_LENGTH)
-        geometry = Geometry.plan(header, status.st_size)
         with (
             target_errors(target),
             replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
         ):
-            _encrypt_frames(fill, out, message_key, header, geometry)
+            header, geometry = write_message(out, fill, status.st_size, keys, dict(context or {}))
             unchanged(fd, status, source)
     finally:
         os.close(fd)
@@ -194,6 +192,14 @@ def _encrypt_frames(fill: Fill, out: int, key: MessageKey, header: Header, geome
     run_shared(work, geometry.frames + 1, workers_for(geometry.plaintext_length))
 
 
+def write_message(out: int, fill: Fill, length: int, keys: Sequence[Key], context: Context) -> tuple[Header, Geometry]:
+    """Write the message of `length` bytes of plaintext to the descriptor `out`. Raises EncryptionError."""
+    message_key, header = new_message(keys, context, FRAME_LENGTH)
+    geometry = Geometry.plan(header, length)
+    _encrypt_frames(fill, out, message_key, header, geometry)
+    return header, geometry
+
+
 class Opened:
     """A message whose header verified and whose data key is at hand. Its frames are still to be verified."""
 
@@ -207,8 +213,8 @@ class Opened:
         self.key = unlock(self.header, keys)
         check_expected(self.header, context)
 
-    def frames(self, sink: Sink) -> None:
-        """Verify and decrypt every frame and hand it to `sink`, from several threads and in any order.
+    def frames(self, sink: Sink, *, workers: int | None = None) -> None:
+        """Verify and decrypt every frame and hand it to `sink`: by one worker in order, by several in any order.
 
         When this returns, the message was whole; nothing handed out before may be used. Raises DecryptionError.
         """
@@ -216,7 +222,7 @@ class Opened:
             run_shared(
                 lambda draw: self._work(draw, sink),
                 self.geometry.frames + 1,
-                workers_for(self.geometry.plaintext_length),
+                workers or workers_for(self.geometry.plaintext_length),
             )
         else:
             body = self._read(self.geometry.header_length, self.geometry.message_length - self.geometry.header_length)
