@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from securemfg import context
 from securemfg._lifecycle import LIVE
+from securemfg._protecting import ENCRYPTING, Here, Rules, encryption_on
 from securemfg._step import Step, step
 from securemfg.context import Scalar, StepContext
 from securemfg.errors import (
@@ -25,7 +26,6 @@ from securemfg.errors import (
     AuditError,
     CatalogError,
     ConfigError,
-    EncryptionError,
     SecureMfgError,
     nearest,
 )
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import boto3
     import httpx
 
-    from securemfg.artifacts.protection import KeyGroups, Protection
+    from securemfg.artifacts.protection import Protection
     from securemfg.audit.events import Tags
     from securemfg.audit.shipper import Shipper
     from securemfg.audit.trail import Trail
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from securemfg.credentials.grant import Credential
     from securemfg.credentials.vault_client import VaultClient
     from securemfg.encryption.configured import ConfiguredKeys
+    from securemfg.encryption.keys import KeyServices
+    from securemfg.encryption.run_key import KeyGroups
     from securemfg.governance.access import Decision
     from securemfg.governance.catalog import Catalog
     from securemfg.transport.policy import TlsPolicy
@@ -151,9 +153,14 @@ class Workflow:
     @cached_property
     def keys(self) -> ConfiguredKeys:
         from securemfg.encryption.configured import ConfiguredKeys
+
+        return ConfiguredKeys(self.config, self.emit, self.key_services)
+
+    @cached_property
+    def key_services(self) -> KeyServices:
         from securemfg.encryption.keys import KeyServices
 
-        return ConfiguredKeys(self.config, self.emit, KeyServices(vault=lambda: self.vault))
+        return KeyServices(vault=lambda: self.vault)
 
     @cached_property
     def vault(self) -> VaultClient:
@@ -334,21 +341,26 @@ class Workflow:
 
         self.tell_weakenings()
         with self._lock:
-            activate(cast("Protection", _Here()))
-            if self not in _encrypting:
-                _encrypting.append(self)
+            activate(cast("Protection", Here()))
+            if self not in ENCRYPTING:
+                ENCRYPTING.append(self)
 
     @property
     def artifacts_on(self) -> bool:
         """Whether this workflow's steps hold encryption on, and it is on."""
-        return self._artifacts_held and _encryption_on()
+        return self._artifacts_held and encryption_on()
 
     def hold_artifacts(self) -> None:
         """Keep encryption on for this workflow's steps, whatever explicit pairs of calls do."""
         with self._lock:
-            if not self._artifacts_held or not _encryption_on():
+            if not self._artifacts_held or not encryption_on():
                 self.activate_artifacts()
                 self._artifacts_held = True
+
+    @cached_property
+    def rules(self) -> Rules:
+        """This workflow's rules for bulk work, on whatever executor: `bulk.Job(rules=workflow.rules, ...)`."""
+        return Rules.of(self)
 
     def written(self) -> tuple[int, int]:
         files, size = self.protection.written
@@ -357,10 +369,13 @@ class Workflow:
     @cached_property
     def protection(self) -> Protection:
         from securemfg.artifacts.protection import Protection
+        from securemfg.artifacts.versions import RecordVersions
 
         artifacts = self.config.settings.artifacts
         return Protection(
             writing_keys=self._writing_keys,
+            keys_for=self.keys.for_assets,
+            group=self.keys.group,
             reading_keys=self.keys.for_reading,
             sensitivity=context.strictest_active,
             encrypt_from=artifacts.encrypt_from,
@@ -369,6 +384,7 @@ class Workflow:
             emit=self.emit,
             scope=self,
             staging=artifacts.staging,
+            versions=RecordVersions(self.config.home / "record-versions"),
         )
 
     def _writing_keys(self) -> KeyGroups:
@@ -448,41 +464,16 @@ class Workflow:
 
     def _let_artifacts_go(self) -> None:
         """Encrypt no more for this workflow; for the others it stays on."""
-        if self not in _encrypting:
+        if self not in ENCRYPTING:
             return
         from securemfg.artifacts import activation
 
-        _encrypting.remove(self)
-        if not _encrypting:
+        ENCRYPTING.remove(self)
+        if not ENCRYPTING:
             activation.reset()
         elif self._artifacts_held and activation.active():
             activation.deactivate()
         self._artifacts_held = False
-
-
-class _Here:
-    """The Protection of the workflow whose step this code runs in: the artifacts room knows one for the process."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(_responsible().protection, name)
-
-
-def _responsible() -> Workflow:
-    """Whose rules hold for an artifact: the current step's workflow; on a thread without one, that of all that run."""
-    here = context.current()
-    live = LIVE.get(here.step_id) if here is not None else None
-    if live is not None and live.tags is not None:
-        return live.workflow
-    running = {step.workflow for step in list(LIVE.values()) if step.tags is not None}
-    if len(running) == 1:
-        return running.pop()
-    if not _encrypting:
-        raise EncryptionError("encrypted artifacts were switched off while one was being handled: nothing was written")
-    return _encrypting[0]
-
-
-def _encryption_on() -> bool:
-    return sys.modules["securemfg.artifacts.state"].STATE.protection is not None
 
 
 def _session_tags(here: StepContext) -> dict[str, str]:
@@ -497,7 +488,6 @@ def _say(text: str) -> None:
 
 # -- the process's default workflow -----------------------------------------------------------------------------------
 
-_encrypting: list[Workflow] = []  # those for which artifacts are encrypted now
 _workflows: list[Workflow] = []
 _default: Workflow | None = None
 _default_lock = threading.Lock()

@@ -238,7 +238,7 @@ def test_secret_is_found_by_name_or_by_its_path_in_vault(openbao: OpenBao) -> No
 
 def test_the_embedded_default_makes_its_key_once_privately_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     workflow = default_workflow()
-    (group,) = workflow.keys.for_assets(())
+    (group,) = workflow.keys.for_assets(()).values()
     reset()
     default_workflow().keys.for_assets(())
     said = capfd.readouterr().err.splitlines()
@@ -278,7 +278,7 @@ def test_assets_with_keys_of_their_own_are_wrapped_for_all_of_them(tmp_path: Pat
     )
 
     def wrapped(*assets: str) -> list[list[str]]:
-        return [[key.name for key in group] for group in default_workflow().keys.for_assets(assets)]
+        return [[key.name for key in group] for group in default_workflow().keys.for_assets(assets).values()]
 
     assert wrapped() == [[names["default"]]]
     assert wrapped("operator_feedback") == [[names["operator_feedback"]]]
@@ -480,7 +480,7 @@ def test_each_workflow_s_artifacts_get_its_own_keys_rules_and_trail(tmp_path: Pa
         protection = STATE.protection
         assert protection is not None
         protection.emit("artifact.encrypted", resource="model")
-        ((writing,),) = protection.writing_keys()
+        ((writing,),) = protection.writing_keys().values()
         (reading,) = protection.reading_keys()
         return writing.name, reading.name, str(protection.encrypt_from)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 from securemfg.artifacts.location import Root
 from securemfg.artifacts.protection import Protection
-from securemfg.encryption.run_key import RunKey, create_run_key, open_run_key, record_path
+from securemfg.encryption.run_key import KeyGroups, RunKey, create_run_key, open_run_key, record_path
 from securemfg.errors import EncryptionError, KeyUnavailable
 from securemfg.forking import forget_after_fork
 
@@ -46,29 +46,46 @@ class Keyring:
         self._reading: OrderedDict[tuple[str, str, int], tuple[float, RunKey]] = OrderedDict()
         self._making: dict[str, threading.Lock] = {}
 
+    def drop(self, key_id: str) -> None:
+        """Forget one run key: it was destroyed."""
+        with self._lock:
+            for place in [place for place, key in self._writing.items() if key.key_id == key_id]:
+                del self._writing[place]
+            for kept in [kept for kept in self._reading if kept[1] == key_id]:
+                del self._reading[kept]
+
     def clear(self) -> None:
         with self._lock:
             self._writing.clear()
             self._reading.clear()
 
-    def for_writing(self, root: Root, store: RecordStore, protection: Protection) -> RunKey:
+    def for_writing(
+        self,
+        root: Root,
+        store: RecordStore,
+        protection: Protection,
+        groups: KeyGroups | None = None,
+        *,
+        but: Collection[str] = (),
+    ) -> RunKey:
         """This process's run key for `root`, its record stored and read back before it is first used.
 
-        Raises KeyUnavailable or EncryptionError; then nothing may be written.
+        `groups` are the keys it is for, else those of the current step; one of `but` is not used any more. Raises
+        KeyUnavailable or EncryptionError; then nothing may be written.
         """
-        groups = protection.writing_keys()
-        if not groups or not all(groups):
+        groups = protection.writing_keys() if groups is None else groups
+        if not groups or not all(groups.values()):
             raise KeyUnavailable("no key to encrypt for: set keys.default")
-        place = (root.uri, tuple(repr(group) for group in groups))
+        place = (root.uri, tuple(f"{name}: {keys!r}" for name, keys in groups.items()))
         with self._lock:
             found = self._writing.get(place)
-            if found is not None:
+            if found is not None and found.key_id not in but:
                 return found
             making = self._making.setdefault(root.uri, threading.Lock())
         with making:  # one record, however many threads come first
             with self._lock:
                 found = self._writing.get(place)
-            if found is not None:
+            if found is not None and found.key_id not in but:
                 return found
             key, record = create_run_key(groups, root.binding)
             store.put_record(root, key.record, record)
@@ -80,7 +97,7 @@ class Keyring:
                 kind="run-key",
                 detail={
                     "root": str(root),
-                    "recipients": ", ".join(repr(k) for group in groups for k in group),
+                    "recipients": ", ".join(repr(key) for keys in groups.values() for key in keys),
                 },
             )
             with self._lock:
@@ -100,6 +117,7 @@ class Keyring:
                 return kept[1]
         record = store.get_record(root, record_path(key_id))
         key = open_run_key(record, key_id, protection.reading_keys(), root.binding)
+        protection.versions.check(key)
         with self._lock:
             self._reading[place] = (now, key)
             while len(self._reading) > _KEPT:

@@ -28,6 +28,7 @@ from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.refusals import note
 from securemfg.artifacts.staging import fresh_folder, is_staged, staging_folder
 from securemfg.artifacts.state import STATE
+from securemfg.artifacts.tombstones import tombstone, tombstone_path
 from securemfg.encryption.message import looks_like_message
 from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RUN_PROVIDER
 from securemfg.encryption.stream import Message, decrypt_file, encrypt_file, inspect_file
@@ -262,22 +263,27 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
     def get_record(self, root: Root, path: str) -> bytes:
         inner = self._at(root)
         try:
-            with tempfile.TemporaryDirectory(dir=staging_folder(self._staging())) as temporary:
-                local = Path(temporary, "record")
-                if isinstance(inner, LocalArtifactRepository):
-                    local = Path(inner.artifact_dir, path)
-                else:
-                    inner._download_file(path, str(local))
-                if local.stat().st_size > MAX_RECORD:
-                    raise KeyUnavailable(f"the run key's record {root.uri}/{path} is longer than {MAX_RECORD} bytes")
-                return local.read_bytes()
+            return self._small(inner, path)
         except SecureMfgError:
             raise
         except Exception as error:  # every store has errors of its own for this
-            raise KeyUnavailable(
-                f"the run key's record {root.uri}/{path} cannot be had: it was erased, or the store is out of reach "
-                f"({error})"
-            ) from error
+            key_id = posixpath.basename(path).removesuffix(".esdk")
+            erased = tombstone(key_id, lambda: self._small(inner, tombstone_path(key_id)))
+            why = erased or f"it was erased, or the store is out of reach ({error})"
+            raise KeyUnavailable(f"the run key's record {root.uri}/{path} cannot be had: {why}") from error
+
+    def _small(self, inner: ArtifactRepository, path: str) -> bytes:
+        with tempfile.TemporaryDirectory(dir=staging_folder(self._staging())) as temporary:
+            local = Path(temporary, "record")
+            if isinstance(inner, LocalArtifactRepository):
+                local = Path(inner.artifact_dir, path)
+            else:
+                inner._download_file(path, str(local))
+            if local.stat().st_size > MAX_RECORD:
+                raise KeyUnavailable(
+                    f"the run key's record {inner.artifact_uri}/{path} is longer than {MAX_RECORD} bytes"
+                )
+            return local.read_bytes()
 
     # -- small parts ------------------------------------------------------------------------------------------------
 

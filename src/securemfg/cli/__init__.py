@@ -24,7 +24,7 @@ def _version(wanted: bool) -> None:
 
 def app() -> typer.Typer:
     """The application: each file of this room adds its verbs."""
-    from securemfg.cli import audit, demo, doctor, files, keys, report, settings
+    from securemfg.cli import artifacts, audit, demo, doctor, files, keys, report, settings
 
     root = typer.Typer(
         name="securemfg",
@@ -48,6 +48,7 @@ def app() -> typer.Typer:
     settings.add_to(root)
     keys.add_to(root)
     files.add_to(root)
+    artifacts.add_to(root)
     audit.add_to(root)
     report.add_to(root)
     doctor.add_to(root)

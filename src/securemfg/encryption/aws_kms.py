@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from securemfg.encryption.fate import Fate
 from securemfg.encryption.message import KEY_LENGTH, Context, EncryptedDataKey
 from securemfg.errors import ConfigError, DecryptionError, KeyUnavailable
 
@@ -54,6 +55,7 @@ class AwsKmsKey:
                 f"got {arn!r} ({origin}); aliases and key ids are not taken: what they mean can change"
             )
         self.arn = arn
+        self.recipient = f"{PROVIDER}/{arn}"
         self._region = match["region"]
         self._origin = origin
         self._make = client
@@ -81,6 +83,32 @@ class AwsKmsKey:
         )  # KeyId is given, so that KMS uses no other key than the one the settings name
         self._check_key(reply)
         return self._plaintext(reply)
+
+    def destroy(self, *, days: int) -> list[Fate]:
+        """Schedule its deletion, 7 to 30 days ahead; it can be used for nothing from now on, and still be cancelled.
+
+        Rights needed besides: kms:DescribeKey, kms:ScheduleKeyDeletion.
+        """
+        known = self._call("describe_key", KeyId=self.arn)["KeyMetadata"]
+        until = known.get("DeletionDate")
+        if known.get("KeyState") not in {"PendingDeletion", "PendingReplicaDeletion"}:
+            window = min(30, max(7, days))
+            until = self._call("schedule_key_deletion", KeyId=self.arn, PendingWindowInDays=window).get("DeletionDate")
+        fates = (
+            [Fate.scheduled(self.arn, until, "KMS refuses its use already; 'kms cancel-key-deletion' stops it")]
+            if until is not None
+            else [Fate.not_provable(self.arn, "KMS waits for its replicas to be deleted before it names a date")]
+        )
+        replicas = known.get("MultiRegionConfiguration", {}).get("ReplicaKeys", ())
+        fates += [
+            Fate.failed(str(replica["Arn"]), "a replica in another region opens the same: schedule it there")
+            for replica in replicas
+        ]
+        if known.get("Origin", "AWS_KMS") != "AWS_KMS":
+            fates.append(
+                Fate.not_provable(f"key material of {self.arn}", f"it came from outside KMS ({known.get('Origin')})")
+            )
+        return fates
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         from botocore.exceptions import BotoCoreError, ClientError

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from securemfg.encryption.fate import Fate
 from securemfg.encryption.message import (
     IV_LENGTH,
     KEY_LENGTH,
@@ -37,7 +38,7 @@ from securemfg.encryption.message import (
     serialize_context,
 )
 from securemfg.encryption.target import sync_folder
-from securemfg.errors import ConfigError, DecryptionError, EncryptionError, KeyUnavailable, nearest
+from securemfg.errors import ConfigError, DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError, nearest
 
 if TYPE_CHECKING:
     from securemfg.encryption.vault_transit import Requests
@@ -76,6 +77,14 @@ class GeneratingKey(Key, Protocol):
         """A new data key (32 bytes) and its wrapping. Raises KeyUnavailable."""
 
 
+@runtime_checkable
+class DestroyableKey(Protocol):
+    """A Key that can be destroyed from here, as far as anyone can."""
+
+    def destroy(self, *, days: int) -> list[Fate]:
+        """Destroy it, after `days` where its service waits; what became of each copy. Raises KeyUnavailable."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyServices:
     """What keys of a service need, handed in: a KMS client per region, a logged-in Vault."""
@@ -92,6 +101,7 @@ class RawAesKey:
             raise KeyUnavailable(f"key {namespace}/{name} has {len(key)} bytes, not {KEY_LENGTH}")
         self.namespace = namespace
         self.name = name
+        self.recipient = f"{namespace}/{name}"
         self._info = name.encode() + _RAW_AES_INFO
         self._aead = AESGCM(key)
 
@@ -137,6 +147,20 @@ class LocalKey(RawAesKey):
     def open(cls, path: Path, *, origin: str = "argument") -> LocalKey:
         """Read the key at `path`. Raises KeyUnavailable when it is missing, not private, or not a key."""
         return cls(read_private(path, KEY_LENGTH, origin=origin), path)
+
+    def destroy(self, *, days: int) -> list[Fate]:  # noqa: ARG002 - a file goes at once
+        try:
+            self.path.unlink()
+            sync_folder(self.path.parent)
+        except OSError as error:
+            return [Fate.failed(str(self.path), f"cannot be removed: {error.strerror}")]
+        return [
+            Fate.done(str(self.path), "the key file was removed"),
+            Fate.not_provable(
+                f"backups of {self.recipient}",
+                "copies made by 'keys backup' or by others, snapshots, the disk's blocks",
+            ),
+        ]
 
 
 def read_private(path: Path, length: int, *, origin: str) -> bytes:
@@ -303,7 +327,7 @@ def unlock(header: Header, keys: Sequence[Key]) -> MessageKey:
                     continue
             try:
                 return MessageKey.open(header, key.unwrap(edk, header.context))
-            except EncryptionError as error:
+            except SecureMfgError as error:  # of any kind: a Vault's settings or certificate must not stop a local key
                 tried.append(f"{edk.shown}: {error}")
     names = ", ".join(repr(key) for key in keys)
     raise DecryptionError(

@@ -14,6 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from securemfg.encryption.fate import Fate
 from securemfg.encryption.message import Context, EncryptedDataKey
 from securemfg.errors import DecryptionError, KeyUnavailable
 
@@ -39,6 +40,7 @@ class RsaKey:
             )
         self._public = public
         self.name = rsa_name(public)
+        self.recipient = f"{PROVIDER}/{self.name}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({PROVIDER}/{self.name})"
@@ -46,6 +48,13 @@ class RsaKey:
     def wrap(self, data_key: bytes, context: Context) -> EncryptedDataKey:  # noqa: ARG002 - RSA-OAEP binds no context;
         # the message's own tags do, under the data key
         return EncryptedDataKey(PROVIDER, self.name.encode(), self._public.encrypt(data_key, _OAEP))
+
+    def destroy(self, *, days: int) -> list[Fate]:  # noqa: ARG002
+        return [
+            Fate.not_provable(
+                f"escrow key {self.recipient}", "its private half lies wherever it was put: destroy it there"
+            )
+        ]
 
 
 class RsaPrivateKey(RsaKey):

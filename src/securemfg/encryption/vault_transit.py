@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+from securemfg.encryption.fate import Fate
 from securemfg.encryption.message import KEY_LENGTH, Context, EncryptedDataKey, serialize_context
 from securemfg.errors import ConfigError, CredentialDenied, CredentialError, DecryptionError, KeyUnavailable
 
@@ -40,6 +41,7 @@ class VaultTransitKey:
         if match is None:
             raise ConfigError(f"a transit key must be like 'vault-transit:transit/NAME', got {path!r} ({origin})")
         self.path = path
+        self.recipient = f"{PROVIDER}/{path}"
         self._mount, self._name = match["mount"], match["name"]
         self._origin = origin
         self._vault = vault
@@ -69,6 +71,40 @@ class VaultTransitKey:
     def unwrap(self, edk: EncryptedDataKey, context: Context) -> bytes:
         self._must_bind(edk)
         return self._open(edk, self._aad(context))
+
+    def destroy(self, *, days: int) -> list[Fate]:  # noqa: ARG002 - Vault deletes at once
+        """Delete the key in all its versions.
+
+        Rights needed besides: read and delete on MOUNT/keys/NAME, update on MOUNT/keys/NAME/config.
+        """
+        place = f"{self._mount}/keys/{self._name}"
+        known = self._ask("get", place, None).get("data") or {}
+        self._ask("post", f"{place}/config", {"deletion_allowed": True})
+        self._ask("delete", place, None)
+        try:
+            self._vault().request("get", place, what="a look whether the transit key is gone")
+        except CredentialDenied:  # not there
+            fates = [
+                Fate.done(
+                    self.path, f"deleted in all {known.get('latest_version', '?')} versions; Vault has it no more"
+                )
+            ]
+        except CredentialError as error:
+            fates = [Fate.failed(self.path, f"Vault accepted the deletion, and cannot say that it is gone: {error}")]
+        else:
+            fates = [Fate.failed(self.path, "Vault accepted the deletion and still has it")]
+        if known.get("exportable") or known.get("allow_plaintext_backup"):
+            fates.append(
+                Fate.not_provable(f"exports of {self.path}", "the key could be exported or backed up in the clear")
+            )
+        fates.append(Fate.not_provable(f"backups of {self.path}", "snapshots and replicas of Vault's own storage"))
+        return fates
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        try:
+            return self._vault().request(method, path, body, what="destroying a transit key")
+        except CredentialError as error:
+            raise KeyUnavailable(f"key {self.path} cannot be destroyed ({self._origin}): {error}") from error
 
     def _open(self, edk: EncryptedDataKey, associated_data: str) -> bytes:
         try:

@@ -208,7 +208,7 @@ def test_suite_without_commitment_is_refused(local: LocalKey, ring: Any) -> None
 
 
 def test_exit_path_of_a_run_key_needs_only_the_official_sdk(tmp_path: Path, local: LocalKey, ring: Any) -> None:
-    run, record = create_run_key([[local]], {"securemfg:kind": "run", "securemfg:root": "4711"})
+    run, record = create_run_key({"default": [local]}, {"securemfg:kind": "run", "securemfg:root": "4711"})
     plaintext = os.urandom(FRAME + 1)
     (tmp_path / "model.pkl").write_bytes(plaintext)
     encrypt_file(tmp_path / "model.pkl", tmp_path / "model.pkl.esdk", key=run, context={"path": "model/model.pkl"})
@@ -225,7 +225,7 @@ def test_exit_path_of_a_run_key_needs_only_the_official_sdk(tmp_path: Path, loca
 
 def test_exit_path_of_a_nested_record_opens_one_level_per_key(tmp_path: Path, local: LocalKey, ring: Any) -> None:
     other = create_local_key(tmp_path / "other.key")
-    run, record = create_run_key([[local], [other]], {"securemfg:root": "4711"})
+    run, record = create_run_key({"one": [local], "two": [other]}, {"securemfg:root": "4711"})
     artifact = encrypt_bytes(b"weights", key=run)
 
     with pytest.raises(Exception):
@@ -238,6 +238,6 @@ def test_exit_path_of_a_nested_record_opens_one_level_per_key(tmp_path: Path, lo
 
 
 def test_run_key_of_the_official_sdk_opens_here_too(local: LocalKey) -> None:
-    run, record = create_run_key([[local]], {"securemfg:root": "4711"})
+    run, record = create_run_key({"default": [local]}, {"securemfg:root": "4711"})
     key = decrypt_bytes(record, key=local)
     assert decrypt_bytes(written(b"x", keyring("securemfg-run", run.key_id, key), 4096, {}), key=run) == b"x"
