@@ -349,3 +349,27 @@ def test_names_in_a_bucket_do_not_lead_out_of_the_target(workflow: Workflow, s3_
     summary = do(workflow, place, Verb.DOWNLOAD, target=tmp_path / "deep" / "out")
     assert [one for one in summary.failed if "outside" in one.reason]
     assert not (tmp_path / "escaped").exists()
+
+
+def test_a_thousand_files_cost_one_call_of_kms_to_write_and_one_to_read(aws: str, tmp_path: Path) -> None:
+    import boto3
+
+    from securemfg.artifacts.keyring import KEYRING
+    from securemfg.encryption.keys import KeyServices
+
+    arn = boto3.client("kms").create_key()["KeyMetadata"]["Arn"]
+    client = boto3.client("kms")
+    calls: list[str] = []
+    client.meta.events.register("before-call.kms", lambda model, **_: calls.append(model.name))
+    Path("securemfg.toml").write_text(f'[keys]\ndefault = "aws-kms:{arn}"\n')
+    place = Place(str(tmp_path / "store"))
+    for number in range(1000):
+        place.store.write(f"{place.uri}/7/{RUNS[0]}/artifacts/{number}.bin", b"x" * number)
+    with Workflow.from_config("securemfg.toml") as workflow:
+        workflow.__dict__["key_services"] = KeyServices(kms=lambda _region: client)
+        assert do(workflow, place, Verb.ENCRYPT).done == 1000
+        assert calls == ["GenerateDataKey"]
+        calls.clear()
+        KEYRING.clear()
+        assert do(workflow, place, Verb.VERIFY).done == 1001
+        assert calls == ["Decrypt"]

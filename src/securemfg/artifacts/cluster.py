@@ -12,7 +12,7 @@ from typing import Any
 
 from securemfg.errors import ConfigError, PlaintextRefused, TransportError
 
-_CONNECT = 15.0  # seconds
+_CONNECT = 10.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,10 @@ class ClusterTls:
 
 
 @contextlib.contextmanager
-def dask_executor(address: str, tls: ClusterTls) -> Iterator[tuple[Executor, int]]:
+def dask_executor(address: str, tls: ClusterTls, *, timeout: float = _CONNECT) -> Iterator[tuple[Executor, int]]:
     """The cluster's executor and how many threads its workers have. A worker that dies has its work done by another.
 
+    `timeout` is for the connection, in seconds.
     Raises PlaintextRefused for an address that is not `tls://`, TransportError when nobody answers, ConfigError when
     Dask is not installed.
     """
@@ -58,7 +59,7 @@ def dask_executor(address: str, tls: ClusterTls) -> Iterator[tuple[Executor, int
     except ImportError as error:
         raise ConfigError("a cluster needs Dask: pip install 'securemfg[dask]'") from error
     try:
-        client = Client(address, security=tls.security(), timeout=_CONNECT, set_as_default=False)
+        client = Client(address, security=tls.security(), timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise TransportError(
             f"the cluster at {address} cannot be reached over TLS 1.3: {error}; check that its scheduler runs and uses "

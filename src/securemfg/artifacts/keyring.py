@@ -5,11 +5,12 @@ A store is whatever can put, get and list files below a root; the repository han
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from securemfg.artifacts.location import Root
 from securemfg.artifacts.protection import Protection
@@ -19,6 +20,7 @@ from securemfg.forking import forget_after_fork
 
 _KEPT: Final = 1024  # run keys in memory
 _LIFETIME: Final = 300.0  # seconds that an opened run key is kept for reading
+_Place: TypeAlias = tuple[str, str, int]  # root, key, scope
 
 
 class RecordStore(Protocol):
@@ -43,7 +45,8 @@ class Keyring:
         """Start anew, in a forked child too."""
         self._lock = threading.Lock()
         self._writing: OrderedDict[tuple[str, tuple[str, ...]], RunKey] = OrderedDict()
-        self._reading: OrderedDict[tuple[str, str, int], tuple[float, RunKey]] = OrderedDict()
+        self._reading: OrderedDict[_Place, tuple[float, RunKey]] = OrderedDict()
+        self._timer: threading.Timer | None = None
         self._making: dict[str, threading.Lock] = {}
 
     def drop(self, key_id: str) -> None:
@@ -58,6 +61,9 @@ class Keyring:
         with self._lock:
             self._writing.clear()
             self._reading.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def for_writing(
         self,
@@ -110,19 +116,56 @@ class Keyring:
     def for_reading(self, key_id: str, root: Root, store: RecordStore, protection: Protection) -> RunKey:
         """The run key `key_id` of `root`, opened with the settings' keys. Raises KeyUnavailable, DecryptionError."""
         place = (root.uri, key_id, id(protection.scope))
-        now = self._clock()
+        found = self._kept(place)
+        if found is not None:
+            return found
         with self._lock:
+            opening = self._making.setdefault(f"{root.uri}/{key_id}", threading.Lock())
+        with opening:  # one call of the key's service, however many threads come first
+            found = self._kept(place)
+            if found is not None:
+                return found
+            record = store.get_record(root, record_path(key_id))
+            key = open_run_key(record, key_id, protection.reading_keys(), root.binding)
+            protection.versions.check(key)
+            with self._lock:
+                self._reading[place] = (self._clock(), key)
+                self._making.pop(f"{root.uri}/{key_id}", None)
+                while len(self._reading) > _KEPT:
+                    self._reading.popitem(last=False)
+            self._purge_later()
+            return key
+
+    def _kept(self, place: _Place) -> RunKey | None:
+        with self._lock:
+            self._purge()
             kept = self._reading.get(place)
-            if kept is not None and now - kept[0] < _LIFETIME:
-                return kept[1]
-        record = store.get_record(root, record_path(key_id))
-        key = open_run_key(record, key_id, protection.reading_keys(), root.binding)
-        protection.versions.check(key)
+            return kept[1] if kept is not None else None
+
+    def _purge(self) -> None:
+        oldest = self._clock() - _LIFETIME
+        while self._reading and next(iter(self._reading.values()))[0] <= oldest:  # in the order they were opened
+            self._reading.popitem(last=False)
+
+    def _purge_later(self) -> None:
+        """A process that reads no more must not keep what it opened: one timer, while anything is kept."""
         with self._lock:
-            self._reading[place] = (now, key)
-            while len(self._reading) > _KEPT:
-                self._reading.popitem(last=False)
-        return key
+            if self._timer is not None or not self._reading:
+                return
+            wait = next(iter(self._reading.values()))[0] + _LIFETIME - self._clock()
+            self._timer = threading.Timer(max(0.1, wait), self._expired)
+            self._timer.daemon = True
+            try:
+                self._timer.start()
+            except RuntimeError:  # no more threads, or the interpreter is ending
+                self._timer = None
+
+    def _expired(self) -> None:
+        with self._lock:
+            self._timer = None
+            self._purge()
+        self._purge_later()
 
 
 KEYRING: Final = Keyring()
+atexit.register(KEYRING.clear)

@@ -1,7 +1,8 @@
 """Stores as bulk work sees them: a local folder or an S3 prefix, file by file, with the versions that a bucket keeps.
 
 An address is a whole one: an absolute path, or `s3://BUCKET/KEY`. Rights needed on S3: s3:ListBucket,
-s3:GetObject, s3:PutObject; to rewrap and to erase also s3:ListBucketVersions and s3:DeleteObjectVersion.
+s3:GetObject, s3:PutObject; to rewrap and to erase also s3:ListBucketVersions, s3:DeleteObjectVersion and, for dates,
+s3:GetObjectRetention.
 """
 
 from __future__ import annotations
@@ -311,10 +312,10 @@ class S3Store:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            reply = self._client.get_object_retention(Bucket=bucket, Key=key, VersionId=version)
+            reply = self._client.head_object(Bucket=bucket, Key=key, VersionId=version)
         except (ClientError, BotoCoreError):
             return None
-        until = reply.get("Retention", {}).get("RetainUntilDate")
+        until = reply.get("ObjectLockRetainUntilDate")
         return until if isinstance(until, datetime) else None
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,6 +107,7 @@ def encrypt(
 ) -> None:
     """Encrypt a store that is in plaintext today, in place. What is encrypted already is left alone."""
     with ends_well(as_json=as_json) as speaker:
+        _check_assets(asset or ())
         _work(speaker, "encrypt", uri, root, workers, dask, as_json=as_json, assets=tuple(asset or ()),
               keep_versions=keep_versions)  # fmt: skip
 
@@ -180,6 +181,16 @@ def _work(
     _say(speaker, summary, ended, as_json=as_json, retire=retire)
     if summary.failed:
         raise typer.Exit(int(Exit.FINDINGS))
+
+
+def _check_assets(assets: Sequence[str]) -> None:
+    """A name that is not known would quietly mean the default keys. Raises ConfigError, CatalogError."""
+    from securemfg.workflow import default_workflow
+
+    workflow = default_workflow()
+    unknown = [name for name in assets if name not in workflow.config.settings.keys]
+    if unknown:
+        workflow.sensitivity_of(unknown)
 
 
 def _absolute(uri: str) -> str:

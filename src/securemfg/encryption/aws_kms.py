@@ -93,7 +93,8 @@ class AwsKmsKey:
         until = known.get("DeletionDate")
         if known.get("KeyState") not in {"PendingDeletion", "PendingReplicaDeletion"}:
             window = min(30, max(7, days))
-            until = self._call("schedule_key_deletion", KeyId=self.arn, PendingWindowInDays=window).get("DeletionDate")
+            reply = self._call("schedule_key_deletion", KeyId=str(known["KeyId"]), PendingWindowInDays=window)
+            until = reply.get("DeletionDate")
         fates = (
             [Fate.scheduled(self.arn, until, "KMS refuses its use already; 'kms cancel-key-deletion' stops it")]
             if until is not None
