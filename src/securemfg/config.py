@@ -40,6 +40,9 @@ _PATHS: Final = (
     ("vault", "auth", "jwt_file"),
     ("tls", "ca_file"),
     ("artifacts", "staging"),
+    ("dask", "ca_file"),
+    ("dask", "cert_file"),
+    ("dask", "key_file"),
 )
 
 
@@ -86,6 +89,11 @@ class Config:
         """The key string(s) that artifacts are encrypted for when no asset names its own."""
         return self.settings.keys.get("default", f"local:{self.home / 'keys' / 'default.key'}")
 
+    @property
+    def read_suites(self) -> frozenset[int]:
+        """The suites without key commitment that may be read: what reading functions take as `suites`."""
+        return frozenset(int(suite, 16) for suite in self.settings.encryption.read_suites)
+
     def origin(self, setting: str) -> str:
         """Where the value of a dotted setting came from: it, the nearest table around it, or its own entries."""
         return _origin(self.origins, setting)
@@ -129,6 +137,12 @@ class Config:
         tracking = s.artifacts.tracking
         if tracking is Tracking.ALLOW or (isinstance(tracking, dict) and Tracking.ALLOW in tracking.values()):
             yield weaker("artifacts.tracking", tracking, "params, tags and traces may stay plaintext")
+        if s.encryption.read_suites:
+            yield weaker(
+                "encryption.read_suites",
+                s.encryption.read_suites,
+                "messages without key commitment are opened: other keys could open them to other plaintexts",
+            )
         order = list(FailPolicy)
         built_in_audit = Settings().audit
         for level in Sensitivity:

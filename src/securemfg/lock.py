@@ -83,6 +83,11 @@ def check_lock(settings: Settings, origin: Origin, lock_file: Path) -> None:
             extra = [e for e in settings.tls.allow if not any(_covers(wide, e) for wide in limit.tls.allow)]
             if extra:
                 raise _looser(setting, extra[0].host, origin(setting), _hosts(limit), lock_file)
+        elif setting == "encryption.read_suites":
+            more = [suite for suite in settings.encryption.read_suites if suite not in limit.encryption.read_suites]
+            if more:
+                shown = ", ".join(limit.encryption.read_suites) or "none"
+                raise _looser(setting, more[0], origin(setting), shown, lock_file)
         elif setting.startswith("audit.on_failure."):
             level = Sensitivity.parse(setting.rsplit(".", 1)[1])
             theirs = limit.audit.on_failure[level]
@@ -96,7 +101,7 @@ def check_lock(settings: Settings, origin: Origin, lock_file: Path) -> None:
 
 
 def _unknown(setting: str, lock_file: Path) -> ConfigError:
-    known = (*_LOCKABLE, "tls.allow", "audit.on_failure")
+    known = (*_LOCKABLE, "tls.allow", "encryption.read_suites", "audit.on_failure")
     return ConfigError(f"[lock] cannot hold {setting!r} ({lock_file}){nearest(setting, known)}")
 
 

@@ -190,6 +190,43 @@ class ArtifactSettings(Table):
     staging: Path | None = None
 
 
+# Suites of the message format that do not commit to their key, and those that do and are always read.
+UNCOMMITTED_SUITES: Final = ("0x0014", "0x0046", "0x0078", "0x0114", "0x0146", "0x0178", "0x0214", "0x0346", "0x0378")
+COMMITTED_SUITES: Final = ("0x0478", "0x0578")
+_NAMED_SUITES: Final = f"those to be named are {', '.join(UNCOMMITTED_SUITES)}"
+
+
+def _uncommitted(value: Any) -> str:
+    if value in COMMITTED_SUITES:
+        raise ValueError(f"must not name {value}: it commits to its key and is always read; {_NAMED_SUITES}")
+    if value not in UNCOMMITTED_SUITES:
+        raise ValueError(f"must be a suite's id as text, got {value!r}; {_NAMED_SUITES}")
+    return str(value)
+
+
+SuiteId = Annotated[str, BeforeValidator(_uncommitted)]
+
+
+class EncryptionSettings(Table):
+    read_suites: tuple[SuiteId, ...] = ()  # of UNCOMMITTED_SUITES, for reading only: nothing is ever written with them
+
+    @field_validator("read_suites", mode="before")
+    @classmethod
+    def _list_of_ids(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            raise ValueError(f"must be a list like ['0x0378'], got {given!r}")
+        return given
+
+
+class DaskSettings(Table):
+    """The certificates for the links to a cluster, for bulk work."""
+
+    address: str | None = None  # tls://scheduler:8786
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
 class Settings(Table):
     """The whole of `[tool.securemfg]`."""
 
@@ -201,6 +238,8 @@ class Settings(Table):
     audit: AuditSettings = AuditSettings()
     tls: TlsSettings = TlsSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
+    dask: DaskSettings = DaskSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
 
 
 def retention_class(stage: Stage | None) -> str:

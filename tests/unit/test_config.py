@@ -484,3 +484,12 @@ def test_without_a_lock_file_there_is_no_lock(settings: Load, here: Path) -> Non
     (here / "file").touch()
     assert load(folder=here, environment={}, lock_file=here / "file" / "below").embedded
     assert settings('mode = "observe"').settings.mode is Mode.OBSERVE
+
+
+def test_lock_holds_the_suites_that_may_be_read(settings: Load) -> None:
+    lock = '[lock.encryption]\nread_suites = ["0x0378"]'
+    assert settings('[encryption]\nread_suites = ["0x0378"]', lock=lock).read_suites == {0x0378}
+    with pytest.raises(ConfigError, match="'encryption.read_suites' = '0x0178'.*looser than the lock's '0x0378'"):
+        settings('[encryption]\nread_suites = ["0x0378", "0x0178"]', lock=lock)
+    with pytest.raises(ConfigError, match="looser than the lock's 'none'"):
+        settings('[encryption]\nread_suites = ["0x0378"]', lock="[lock.encryption]\nread_suites = []")

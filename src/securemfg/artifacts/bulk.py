@@ -267,7 +267,7 @@ def run(
 
 def _workers(local: bool) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if local else max(8, cores)  # a bucket is waited for
+    return max(4 if local else 8, cores)  # disks and buckets are waited for
 
 
 def _done(

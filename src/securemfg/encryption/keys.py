@@ -37,10 +37,11 @@ from securemfg.encryption.message import (
     MessageKey,
     serialize_context,
 )
-from securemfg.encryption.target import sync_folder
+from securemfg.encryption.target import replacing, sync_folder
 from securemfg.errors import ConfigError, DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError, nearest
 
 if TYPE_CHECKING:
+    from securemfg.encryption.rsa_oaep import RsaKey
     from securemfg.encryption.vault_transit import Requests
 
 LOCAL_PROVIDER: Final = "securemfg"
@@ -234,6 +235,34 @@ def create_local_key(path: Path) -> LocalKey:
     except KeyUnavailable:  # its folder is not private: a key that nobody can use must not stand in the way
         path.unlink(missing_ok=True)
         raise
+
+
+def create_rsa_pair(private: Path, public: Path, *, bits: int) -> RsaKey:
+    """Make a new RSA key of `bits`: its private half (PKCS #8, no password, 0600) and its public one, as PEM files.
+
+    Both or none is there afterwards. Raises EncryptionError when one exists, KeyUnavailable for too few bits.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from securemfg.encryption.rsa_oaep import RsaPrivateKey
+
+    secret = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    key = RsaPrivateKey(secret, str(private))
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    opened = secret.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    try:
+        with replacing(public, mode=0o644, durable=True, overwrite=False) as fd:
+            write_private(private, secret.private_bytes(pem, form, serialization.NoEncryption()))
+            try:
+                _open_rsa(private, str(private))
+                os.write(fd, opened)
+            except BaseException:  # as above: a key that nobody can use must not stand in the way
+                private.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise EncryptionError(f"{public} cannot be written: {error.strerror}") from error
+    return key
 
 
 def copy_local_key(source: Path, target: Path, *, origin: str) -> LocalKey:

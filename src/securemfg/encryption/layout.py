@@ -1,21 +1,22 @@
 """Where the body, its final frame and a signature lie in a message, and whether the signature holds.
 
 Source: AWS Encryption SDK specification, message body and message footer. A signed message ends with the length of its
-signature and the signature: ECDSA on P-384 with SHA-384 over all that stands before, by the public key in the
-context. It shows that the message is whole and from whoever made its context; not who that was.
+signature and the signature: ECDSA on P-384 with SHA-384 (suite 0x0214: P-256, SHA-256) over all that stands before, by
+the public key in the context. It shows that the message is whole and from whoever made its context; not who that was.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
-from cryptography.hazmat.primitives.hashes import SHA384, Hash
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, Hash, HashAlgorithm
 
 from securemfg.encryption.message import (
     FINAL_MARK,
@@ -28,6 +29,10 @@ from securemfg.errors import DecryptionError
 
 PUBLIC_KEY: Final = "aws-crypto-public-key"
 _CHUNK: Final = 1 << 20  # bytes
+_FINAL_LENGTH: Final = 4 + 4 + IV_LENGTH  # where a final frame says its length: after mark, sequence number and IV
+_SIGNING: Final[Mapping[int, tuple[ec.EllipticCurve, HashAlgorithm]]] = MappingProxyType(
+    {256: (ec.SECP256R1(), SHA256()), 384: (ec.SECP384R1(), SHA384())}  # by the curve's bits
+)
 
 ReadAt = Callable[[int, int], bytes]  # offset, count -> bytes; fewer at the end
 
@@ -54,7 +59,9 @@ def lay_out(header: Header, size: int, read: ReadAt) -> tuple[Geometry, bytes | 
             geometry = Geometry.of(header, start + at)
         except DecryptionError:
             continue
-        if read(geometry.offset(geometry.frames), 4) == FINAL_MARK:
+        # its length too: ciphertext in the final frame that looks like a signature's length comes after the same mark
+        final = read(geometry.offset(geometry.frames), _FINAL_LENGTH + 4)
+        if final[:4] == FINAL_MARK and int.from_bytes(final[_FINAL_LENGTH:]) == geometry.final_length:
             return geometry, tail[at + 2 :]
     raise DecryptionError("the message is cut off or has bytes left over: no signature fits its size")
 
@@ -67,19 +74,20 @@ def _signature(footer: bytes) -> bytes:
 
 def verify_signature(header: Header, signature: bytes, length: int, read: ReadAt) -> None:
     """Check the signature over the message's first `length` bytes. Raises DecryptionError."""
+    curve, algorithm = _SIGNING[header.curve_bits]
     text = header.context.get(PUBLIC_KEY)
     if text is None:
         raise DecryptionError(f"the message is signed, but its context has no {PUBLIC_KEY!r}")
     try:
         point = base64.b64decode(text, validate=True)
-        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
+        public = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
     except (ValueError, binascii.Error) as error:
-        raise DecryptionError(f"the message's {PUBLIC_KEY!r} is no P-384 key") from error
-    digest = Hash(SHA384())
+        raise DecryptionError(f"the message's {PUBLIC_KEY!r} is no P-{header.curve_bits} key") from error
+    digest = Hash(algorithm)
     for part in _parts(length, read):
         digest.update(part)
     try:
-        public.verify(signature, digest.finalize(), ec.ECDSA(Prehashed(SHA384())))
+        public.verify(signature, digest.finalize(), ec.ECDSA(Prehashed(algorithm)))
     except InvalidSignature:
         raise DecryptionError("the message was changed: its signature does not verify") from None
 

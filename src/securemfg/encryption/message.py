@@ -2,7 +2,8 @@
 
 Source: AWS Encryption SDK specification, data-format (message header, message body) and framework (algorithm
 suites). Written: suite 0x0478 (AES-256-GCM, HKDF-SHA-512, key commitment, no signature), framed. Read as well: suite
-0x0578, the same with an ECDSA signature, and bodies without frames up to 64 MiB.
+0x0578, the same with an ECDSA signature; bodies without frames up to 64 MiB; and the suites of version 1 that a setting
+names (`legacy`).
 
 Everything here works on bytes; `stream` does the input and output. Every limit is checked before
 memory is taken: lengths in a header are an attacker's choice until the header's tag has been verified.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from securemfg.encryption import legacy
 from securemfg.errors import DecryptionError, EncryptionError
 
 Context: TypeAlias = Mapping[str, str]
@@ -45,14 +47,14 @@ MAX_UNFRAMED: Final = 1 << 26  # bytes: such a body is held in memory until its 
 MAX_SIGNATURE: Final = 256  # bytes; DER of ECDSA P-384 takes at most 104
 MAX_FRAMES: Final = 0xFFFFFFFE  # sequence numbers 1 .. 2^32 - 2; the marker is not one
 
-_RESERVED_CONTEXT: Final = "aws-crypto-"
+RESERVED_CONTEXT: Final = "aws-crypto-"
 _UNFRAMED: Final = 1
 _FRAMED: Final = 2
 _LABEL_FRAME: Final = b"AWSKMSEncryptionClient Frame"
 _LABEL_FINAL: Final = b"AWSKMSEncryptionClient Final Frame"
 _LABEL_SINGLE: Final = b"AWSKMSEncryptionClient Single Block"
 _HEADER_IV: Final = bytes(IV_LENGTH)
-_SHOWN: Final = 200  # characters of a recipient in a message for people
+_SHOWN: Final = 200  # characters of a header's text in a message for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +90,28 @@ class Header:
     context: Context
     encrypted_data_keys: tuple[EncryptedDataKey, ...]
     frame_length: int  # bytes of plaintext per frame; 0: the body has no frames
-    commitment: bytes
+    commitment: bytes  # empty: the suite has none
     body: bytes = field(repr=False)  # as read: what the tag covers
     tag: bytes = field(repr=False)
+    iv: bytes | None = field(default=None, repr=False)  # of the tag, where the message holds it: version 1
+
+    @property
+    def curve_bits(self) -> int:
+        """The size of the curve of the signature that follows the body; 0: none does."""
+        old = legacy.SUITES.get(self.suite)
+        if old is not None:
+            return old.curve_bits
+        return 384 if self.suite == SIGNED_SUITE else 0
 
     @property
     def signed(self) -> bool:
         """Whether a signature follows the body."""
-        return self.suite == SIGNED_SUITE
+        return self.curve_bits > 0
 
     @property
     def length(self) -> int:
         """Bytes from the start of the message to its first frame."""
-        return len(self.body) + TAG_LENGTH
+        return len(self.body) + len(self.iv or b"") + TAG_LENGTH
 
 
 class Truncated(DecryptionError):
@@ -132,8 +143,8 @@ def serialize_context(context: Context) -> bytes:
 def check_context(context: Context) -> Context:
     """`context`, refusing keys that the format reserves. Raises EncryptionError."""
     for key in context:
-        if str(key).startswith(_RESERVED_CONTEXT):
-            raise EncryptionError(f"context key {key!r} is reserved: the format keeps '{_RESERVED_CONTEXT}' keys")
+        if str(key).startswith(RESERVED_CONTEXT):
+            raise EncryptionError(f"context key {key!r} is reserved: the format keeps '{RESERVED_CONTEXT}' keys")
         if not key:
             raise EncryptionError("a context key must not be empty")
     return context
@@ -184,10 +195,10 @@ def parse_context(data: bytes) -> Context:
             value = reader.take(reader.u16())
             name = _text(key, "a context key")
             if name in context:
-                raise DecryptionError(f"the encryption context has key {key!r} twice")
-            if not name.startswith(_RESERVED_CONTEXT):  # some writers put the format's own keys at the end
+                raise DecryptionError(f"the encryption context has key {key[:_SHOWN]!r} twice")
+            if not name.startswith(RESERVED_CONTEXT):  # some writers put the format's own keys at the end
                 if key < previous:
-                    raise DecryptionError(f"the encryption context has key {key!r} out of order")
+                    raise DecryptionError(f"the encryption context has key {key[:_SHOWN]!r} out of order")
                 previous = key
             context[name] = _text(value, "a context value")
     except Truncated:
@@ -202,23 +213,39 @@ def looks_like_message(start: bytes) -> bool:
     return start[:3] == struct.pack(">BH", VERSION, SUITE)
 
 
-def parse_header(data: bytes) -> Header:
-    """The header at the start of `data` (which may go on beyond it).
+def suite_name(suite: int) -> str:
+    """A known suite's algorithms, for people."""
+    old = legacy.SUITES.get(suite)
+    if old is not None:
+        return old.name
+    return "AES-256-GCM, HKDF-SHA-512, key commitment" + (", ECDSA P-384" if suite == SIGNED_SUITE else "")
+
+
+def _parse_suite(reader: _Reader, suites: Collection[int]) -> int:
+    """The suite, which must be one of the message's version and allowed."""
+    version = reader.take(1)[0]
+    if version not in {VERSION, legacy.VERSION} or (version == legacy.VERSION and reader.take(1)[0] != legacy.TYPE):
+        raise DecryptionError(f"this is not a version {VERSION} message (not an encrypted message)")
+    suite = reader.u16()
+    if version == legacy.VERSION:
+        legacy.check_allowed(suite, suites)
+    elif suite not in {SUITE, SIGNED_SUITE}:
+        raise DecryptionError(
+            f"algorithm suite 0x{suite:04x} is not read in version {VERSION} of the message format: only those that "
+            f"commit to their key, 0x{SUITE:04x} and 0x{SIGNED_SUITE:04x}"
+        )
+    return suite
+
+
+def parse_header(data: bytes, suites: Collection[int] = ()) -> Header:
+    """The header at the start of `data` (which may go on beyond it). `suites`: those without commitment to be read.
 
     Raises Truncated when `data` ends first, DecryptionError when this is no header that is read here.
     """
     reader = _Reader(data)
-    version = reader.take(1)[0]
-    if version != VERSION:
-        known = "version 1 has no key commitment" if version == 1 else "not an encrypted message"
-        raise DecryptionError(f"this is not a version 2 message ({known})")
-    suite = reader.u16()
-    if suite not in {SUITE, SIGNED_SUITE}:
-        raise DecryptionError(
-            f"algorithm suite 0x{suite:04x} is not read here: only those that commit to their key, "
-            f"0x{SUITE:04x} and 0x{SIGNED_SUITE:04x}"
-        )
-    message_id = reader.take(MESSAGE_ID_LENGTH)
+    suite = _parse_suite(reader, suites)
+    old = suite in legacy.SUITES
+    message_id = reader.take(legacy.MESSAGE_ID_LENGTH if old else MESSAGE_ID_LENGTH)
     context = parse_context(reader.take(reader.u16()))
     count = reader.u16()
     if not 1 <= count <= MAX_RECIPIENTS:
@@ -232,14 +259,17 @@ def parse_header(data: bytes) -> Header:
     content_type = reader.take(1)[0]
     if content_type not in {_FRAMED, _UNFRAMED}:
         raise DecryptionError(f"content type {content_type} is neither framed (2) nor unframed (1)")
+    if old:
+        legacy.check_layout(reader.take(4), reader.take(1)[0], IV_LENGTH)
     frame_length = reader.u32()
     if content_type == _UNFRAMED:
         if frame_length != 0:
             raise DecryptionError(f"a body without frames has a frame length of {frame_length}")
     elif not 1 <= frame_length <= MAX_FRAME_LENGTH:
         raise DecryptionError(f"frame length {frame_length} is not between 1 and {MAX_FRAME_LENGTH} bytes")
-    commitment = reader.take(KEY_LENGTH)
+    commitment = b"" if old else reader.take(KEY_LENGTH)
     body = data[: reader.at]
+    iv = reader.take(IV_LENGTH) if old else None
     return Header(
         suite=suite,
         message_id=message_id,
@@ -249,6 +279,7 @@ def parse_header(data: bytes) -> Header:
         commitment=commitment,
         body=body,
         tag=reader.take(TAG_LENGTH),
+        iv=iv,
     )
 
 
@@ -259,31 +290,41 @@ def _derive(data_key: bytes, message_id: bytes, info: bytes) -> bytes:
 class MessageKey:
     """The keys derived for one message: seals and opens its header and frames.
 
-    HKDF-SHA-512 with the message id as salt (RFC 5869; algorithm suite 0x0478). One object serves any number of
-    threads: AESGCM holds no state between calls.
+    HKDF-SHA-512 with the message id as salt (RFC 5869; algorithm suite 0x0478), or as a `legacy` suite does. One object
+    serves any number of threads: AESGCM holds no state between calls.
     """
 
     def __init__(self, data_key: bytes, message_id: bytes, suite: int = SUITE) -> None:
-        if len(data_key) != KEY_LENGTH:
-            raise DecryptionError(f"the data key has {len(data_key)} bytes, not {KEY_LENGTH}")
+        old = legacy.SUITES.get(suite)
+        expected = old.key_length if old else KEY_LENGTH
+        if len(data_key) != expected:
+            raise DecryptionError(f"the data key has {len(data_key)} bytes, not {expected}")
+        self.suite = suite
         self.message_id = message_id
-        self.commitment = _derive(data_key, message_id, b"COMMITKEY")
-        self.aead = AESGCM(_derive(data_key, message_id, struct.pack(">H", suite) + b"DERIVEKEY"))
+        if old:
+            self.commitment = b""
+            self.aead = AESGCM(old.derive(data_key, message_id, suite))
+        else:
+            self.commitment = _derive(data_key, message_id, b"COMMITKEY")
+            self.aead = AESGCM(_derive(data_key, message_id, struct.pack(">H", suite) + b"DERIVEKEY"))
 
     @classmethod
     def open(cls, header: Header, data_key: bytes) -> MessageKey:
         """The keys of `header`, after its commitment and tag have been verified. Raises DecryptionError."""
         key = cls(data_key, header.message_id, header.suite)
+        # both are empty for a suite without commitment, both have 32 bytes for any other: the suite decides, no input
         if not hmac.compare_digest(key.commitment, header.commitment):
             raise DecryptionError("the header does not commit to this key")
         try:
-            key.aead.decrypt(_HEADER_IV, header.tag, header.body)
+            key.aead.decrypt(header.iv or _HEADER_IV, header.tag, header.body)
         except InvalidTag:
             raise DecryptionError("the header was changed: its tag does not verify") from None
         return key
 
     def header(self, context: Context, encrypted_data_keys: Sequence[EncryptedDataKey], frame_length: int) -> Header:
         """A new header with its tag. Never made twice for one message id: the tag's nonce is fixed."""
+        if self.suite != SUITE:
+            raise EncryptionError(f"algorithm suite 0x{self.suite:04x} is not written: only 0x{SUITE:04x} is")
         if not 1 <= len(encrypted_data_keys) <= MAX_RECIPIENTS:
             raise EncryptionError(f"a message has 1 to {MAX_RECIPIENTS} recipients, not {len(encrypted_data_keys)}")
         serialized = serialize_context(context)

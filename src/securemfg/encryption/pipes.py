@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -130,6 +130,7 @@ def decrypt_stream(
     key: Key | str | Sequence[Key | str],
     context: Context | None = None,
     folder: Path | None = None,
+    suites: Collection[int] = (),
 ) -> Message:
     """Decrypt what `source` gives to `target`. Nothing is written before the last frame has been verified.
 
@@ -138,7 +139,7 @@ def decrypt_stream(
     """
     keys = open_keys(key)
     with _kept(source, folder) as file, naming(PIPE):
-        message = Opened(file.fileno(), PIPE, keys, context)
+        message = Opened(file.fileno(), PIPE, keys, context, suites)
         message.frames(lambda _part, _offset: None)
         # each frame once more, in order: what is given out is what verifies, whoever wrote to the file meanwhile
         message.frames(lambda part, _offset: _write(target, part), workers=1)

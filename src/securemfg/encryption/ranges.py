@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,7 @@ class MessageFile(io.RawIOBase):
         *,
         key: Key | str | Sequence[Key | str],
         context: Context | None = None,
+        suites: Collection[int] = (),
     ) -> None:
         super().__init__()
         self._path = Path(path)
@@ -49,7 +50,7 @@ class MessageFile(io.RawIOBase):
         keys = open_keys(key)
         self._fd, status = open_source(self._path)
         try:
-            header = read_header(self._fd, self._path)
+            header = read_header(self._fd, self._path, suites)
             if header.signed or not header.frame_length:
                 raise DecryptionError(
                     f"{self._path} is signed or has no frames, so no part of it can be verified alone: decrypt it whole"
@@ -152,14 +153,18 @@ class MessageFile(io.RawIOBase):
 
 
 def open_message(
-    path: str | os.PathLike[str], *, key: Key | str | Sequence[Key | str], context: Context | None = None
+    path: str | os.PathLike[str],
+    *,
+    key: Key | str | Sequence[Key | str],
+    context: Context | None = None,
+    suites: Collection[int] = (),
 ) -> io.BufferedReader:
     """A seekable binary file with the plaintext of a message, for pandas, pyarrow, torch.load and the like.
 
-    Every pair of `context` must be in the message's. Reading raises DecryptionError at the first frame that does not
-    verify; what was read before it was verified. Raises DecryptionError, KeyUnavailable.
+    Every pair of `context` must be in the message's; `suites` as in `decrypt_file`. Reading raises DecryptionError at
+    the first frame that does not verify; what was read before it was verified. Raises DecryptionError, KeyUnavailable.
     """
-    return io.BufferedReader(MessageFile(path, key=key, context=context), buffer_size=1 << 18)
+    return io.BufferedReader(MessageFile(path, key=key, context=context, suites=suites), buffer_size=1 << 18)
 
 
 def open_range(
@@ -169,11 +174,12 @@ def open_range(
     *,
     key: Key | str | Sequence[Key | str],
     context: Context | None = None,
+    suites: Collection[int] = (),
 ) -> bytes:
     """`length` bytes of the plaintext from byte `start`; fewer at its end. Raises DecryptionError, KeyUnavailable."""
     if start < 0 or length < 0:
         raise ValueError(f"a range has a start and a length of 0 or more, got {start} and {length}")
-    with MessageFile(path, key=key, context=context) as message:
+    with MessageFile(path, key=key, context=context, suites=suites) as message:
         buffer = bytearray(max(0, min(length, message.size - start)))
         message.read_range(start, memoryview(buffer))
         return bytes(buffer)
@@ -188,6 +194,7 @@ def reencrypt_file(
     context: Context | None = None,
     new_context: Context | None = None,
     durable: bool = True,
+    suites: Collection[int] = (),
 ) -> Message:
     """Encrypt the plaintext of a message anew, under a fresh data key for `new_key`; it never reaches a disk.
 
@@ -196,7 +203,7 @@ def reencrypt_file(
     """
     source, target = Path(source), Path(target)
     keys = open_keys(new_key)
-    with MessageFile(source, key=key, context=context) as message:
+    with MessageFile(source, key=key, context=context, suites=suites) as message:
 
         def fill(buffer: memoryview, offset: int) -> None:
             message.read_range(offset, buffer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from typing import Final
 from securemfg.encryption.frames import new_message, open_frame, open_single, run_shared, seal, workers_for
 from securemfg.encryption.keys import Key, open_keys, unlock
 from securemfg.encryption.layout import ReadAt, lay_out, verify_signature
+from securemfg.encryption.legacy import SUITES as LEGACY_SUITES
 from securemfg.encryption.message import (
     FINAL_OVERHEAD,
     FRAME_LENGTH,
@@ -29,6 +30,7 @@ from securemfg.encryption.message import (
     MessageKey,
     Truncated,
     parse_header,
+    suite_name,
 )
 from securemfg.encryption.target import replacing
 from securemfg.errors import DecryptionError, EncryptionError
@@ -53,6 +55,16 @@ class Message:
     frames: int  # with the final one
     plaintext_length: int  # bytes
     message_length: int  # bytes
+
+    @property
+    def version(self) -> int:
+        """Of the message format: 1 for the suites without key commitment, else 2."""
+        return 1 if self.suite in LEGACY_SUITES else 2
+
+    @property
+    def suite_name(self) -> str:
+        """The suite's algorithms, for people."""
+        return suite_name(self.suite)
 
 
 def message_of(path: Path | None, header: Header, geometry: Geometry) -> Message:
@@ -149,7 +161,29 @@ def encrypt_file(
     source, target = Path(source), Path(target)
     keys = open_keys(key)
     fd, status = open_source(source, target)
+    return _encrypt(fd, status, source, target, keys, dict(context or {}), durable=durable, overwrite=overwrite)
 
+
+def encrypt_in_place(
+    path: Path, *, key: Key | Sequence[Key], context: Context | None = None, durable: bool = True
+) -> Message:
+    """Put the message of a file in its place: whole, or the file stays as it was. Raises as `encrypt_file`."""
+    keys = open_keys(key)
+    fd, status = open_source(path)
+    return _encrypt(fd, status, path, path, keys, dict(context or {}), durable=durable, overwrite=True)
+
+
+def _encrypt(
+    fd: int,
+    status: os.stat_result,
+    source: Path,
+    target: Path,
+    keys: Sequence[Key],
+    context: Context,
+    *,
+    durable: bool,
+    overwrite: bool,
+) -> Message:
     def fill(buffer: memoryview, offset: int) -> None:
         if read_at(fd, buffer, offset, source) != len(buffer):
             raise EncryptionError(f"{source} became shorter while it was read: nothing was written")
@@ -159,7 +193,7 @@ def encrypt_file(
             target_errors(target),
             replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
         ):
-            header, geometry = write_message(out, fill, status.st_size, keys, dict(context or {}))
+            header, geometry = write_message(out, fill, status.st_size, keys, context)
             unchanged(fd, status, source)
     finally:
         os.close(fd)
@@ -203,12 +237,14 @@ def write_message(out: int, fill: Fill, length: int, keys: Sequence[Key], contex
 class Opened:
     """A message whose header verified and whose data key is at hand. Its frames are still to be verified."""
 
-    def __init__(self, fd: int, source: Path, keys: Sequence[Key], context: Context | None) -> None:
+    def __init__(
+        self, fd: int, source: Path, keys: Sequence[Key], context: Context | None, suites: Collection[int] = ()
+    ) -> None:
         self.fd = fd
         self.source = source
         self.status = os.fstat(fd)
         self._read = reading(fd, source)
-        self.header = read_header(fd, source)
+        self.header = read_header(fd, source, suites)
         self.geometry, self._signature = lay_out(self.header, self.status.st_size, self._read)
         self.key = unlock(self.header, keys)
         check_expected(self.header, context)
@@ -265,17 +301,19 @@ def decrypt_file(
     context: Context | None = None,
     durable: bool = True,
     overwrite: bool = True,
+    suites: Collection[int] = (),
 ) -> Message:
     """Decrypt a message that one of `key` opens. Every pair of `context` must be in the message's.
 
-    Nothing reaches `target` before the last frame has been verified. Raises DecryptionError, KeyUnavailable.
+    Nothing reaches `target` before the last frame has been verified. `suites` are those without key commitment that may
+    be read: none, unless the settings name them (`Config.read_suites`). Raises DecryptionError, KeyUnavailable.
     """
     source, target = Path(source), Path(target)
     keys = open_keys(key)
     fd, status = open_source(source, target)
     try:
         with naming(source):
-            message = Opened(fd, source, keys, context)
+            message = Opened(fd, source, keys, context, suites)
             with (
                 target_errors(target),
                 replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
@@ -287,28 +325,35 @@ def decrypt_file(
 
 
 def verify_file(
-    path: str | os.PathLike[str], *, key: Key | str | Sequence[Key | str], context: Context | None = None
+    path: str | os.PathLike[str],
+    *,
+    key: Key | str | Sequence[Key | str],
+    context: Context | None = None,
+    suites: Collection[int] = (),
 ) -> Message:
-    """Verify every frame of a message that one of `key` opens; write nothing. Raises DecryptionError."""
+    """Verify every frame of a message that one of `key` opens; write nothing. `suites` as in `decrypt_file`.
+
+    Raises DecryptionError, KeyUnavailable.
+    """
     path = Path(path)
     keys = open_keys(key)
     fd, _ = open_source(path)
     try:
         with naming(path):
-            message = Opened(fd, path, keys, context)
+            message = Opened(fd, path, keys, context, suites)
             message.frames(lambda _part, _offset: None)
     finally:
         os.close(fd)
     return message_of(path, message.header, message.geometry)
 
 
-def read_header(fd: int, source: Path) -> Header:
+def read_header(fd: int, source: Path, suites: Collection[int] = ()) -> Header:
     size = _HEADER_READ
     while True:
         buffer = bytearray(size)
         data = bytes(buffer[: read_at(fd, memoryview(buffer), 0, source)])
         try:
-            return parse_header(data)
+            return parse_header(data, suites)
         except Truncated as error:
             if len(data) < size or size > MAX_HEADER:
                 what = "is empty" if not data else f"is not a whole message: {error}"
@@ -343,12 +388,13 @@ class target_errors:  # noqa: N801 - used as a statement
 
 
 def inspect_file(path: str | os.PathLike[str]) -> Message:
-    """What a message says of itself, without any key. Nothing of it is verified. Raises EncryptionError."""
+    """What a message of any known suite says of itself, without a key. Nothing is verified. Raises EncryptionError."""
     path = Path(path)
     fd, status = open_source(path)
     try:
-        header = read_header(fd, path)
-        return message_of(path, header, lay_out(header, status.st_size, reading(fd, path))[0])
+        with naming(path):
+            header = read_header(fd, path, LEGACY_SUITES)  # only its claims: nothing is opened here
+            return message_of(path, header, lay_out(header, status.st_size, reading(fd, path))[0])
     finally:
         os.close(fd)
 
@@ -370,9 +416,18 @@ def encrypt_bytes(data: bytes, *, key: Key | str | Sequence[Key | str], context:
     return bytes(message)
 
 
-def decrypt_bytes(message: bytes, *, key: Key | str | Sequence[Key | str], context: Context | None = None) -> bytes:
-    """The plaintext of one message, whole and verified. Raises DecryptionError, KeyUnavailable."""
-    header = parse_header(message)
+def decrypt_bytes(
+    message: bytes,
+    *,
+    key: Key | str | Sequence[Key | str],
+    context: Context | None = None,
+    suites: Collection[int] = (),
+) -> bytes:
+    """The plaintext of one message, whole and verified. `suites` as in `decrypt_file`.
+
+    Raises DecryptionError, KeyUnavailable.
+    """
+    header = parse_header(message, suites)
 
     def read(offset: int, count: int) -> bytes:
         return message[offset : offset + count]

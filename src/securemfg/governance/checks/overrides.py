@@ -15,6 +15,7 @@ _CONTROLS = {
     "tls.allow": (),
     "tls": ("SMFG-TLS",),
     "artifacts": ("SMFG-ENV",),
+    "encryption": ("SMFG-ENV",),
     "audit.on_failure": ("SMFG-AUFAIL",),
 }
 _UNKNOWN = ("SMFG-REP",)
