@@ -181,6 +181,18 @@ def unit(session):
     run_pytest(session, *PARALLEL, "tests/unit", "tests/property")
 
 
+@nox.session
+def old_cryptography(session):
+    """Encryption with the oldest cryptography that is supported, which holds the GIL: the path of one worker."""
+    install(session, "old-cryptography", takes="half a minute")
+    older = "from securemfg.encryption.frames import parallel; assert not parallel(), 'cryptography is 50 or newer'"
+    session.run("python", "-c", older)
+    faults = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/fault/test_encryption_*.py"))
+    places = ("tests/unit/encryption", "tests/property", "tests/vectors", *faults)
+    session.run("python", "-m", "pytest", *PARALLEL, *places, *session.posargs)
+    session.run("python", "-m", "pytest", "tests/unit/cli/test_doctor.py", "-k", "path", "-q")
+
+
 def run_all(session, *commands):
     """Run each command even when one before it failed: the others still have something to say."""
     failed = []

@@ -235,7 +235,9 @@ def run(
     waiting = [one for one in files if one.address not in known]
     summary.earlier = len(files) - len(waiting)
     begun(len(waiting), sum(one.size for one in waiting))
-    emit("bulk.started", resource=store.uri, kind="store", detail={"verb": job.verb.value, "files": len(waiting)})
+    named = {"root": ":".join(job.root)} if job.root is not None else {}  # what binds these files was said, not found
+    started = {"verb": job.verb.value, "files": len(waiting), **named}
+    emit("bulk.started", resource=store.uri, kind="store", detail=started)
     count = workers or _workers(store.place(store.uri) is not None)
     own = ThreadPoolExecutor(count, thread_name_prefix="securemfg-bulk") if executor is None else None
     try:

@@ -117,10 +117,11 @@ def _encryption() -> Iterator[Result]:
 
     from securemfg.encryption.frames import parallel
 
-    how = "several threads per file" if parallel() else "one thread per file (50 and newer use several)"
+    several = "parallel path, several threads for a large file (it releases the GIL)"
+    how = several if parallel() else "one worker per file (older than 50, it holds the GIL: upgrade for speed)"
     fips = "in FIPS mode" if backend._fips_enabled else "not in FIPS mode; no validated module is claimed"
     yield Result(
-        "encryption", OK, f"cryptography {cryptography.__version__}, {how}; {backend.openssl_version_text()}, {fips}"
+        "encryption", OK, f"cryptography {cryptography.__version__}: {how}; {backend.openssl_version_text()}, {fips}"
     )
 
 

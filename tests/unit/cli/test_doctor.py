@@ -58,6 +58,36 @@ def test_the_embedded_default_is_healthy_and_says_what_is_not_set(cli) -> None:
     assert "embedded default serves" in " ".join(cli("doctor").out.split())
 
 
+PARALLEL = "parallel path, several threads for a large file (it releases the GIL)"
+ONE_WORKER = "one worker per file (older than 50, it holds the GIL: upgrade for speed)"
+
+
+def test_it_says_which_path_encryption_takes_with_the_cryptography_at_hand(cli) -> None:
+    import cryptography
+
+    ((state, text),) = states(cli("doctor", "--json"), "encryption")
+    path = PARALLEL if int(cryptography.__version__.split(".")[0]) >= 50 else ONE_WORKER
+    assert (state, text.split("; ")[0]) == ("ok", f"cryptography {cryptography.__version__}: {path}")
+
+
+@pytest.mark.parametrize(("version", "path"), [("43.0.3", ONE_WORKER), ("49.0.0", ONE_WORKER), ("50.0.2", PARALLEL)])
+def test_the_release_of_cryptography_decides_which_path_it_says(
+    cli, monkeypatch: pytest.MonkeyPatch, version: str, path: str
+) -> None:
+    import cryptography
+
+    from securemfg.encryption import frames
+
+    monkeypatch.setattr(cryptography, "__version__", version)
+    monkeypatch.setattr(frames, "cryptography_version", version)
+    frames.parallel.cache_clear()
+    try:
+        ((state, text),) = states(cli("doctor", "--json"), "encryption")
+    finally:
+        frames.parallel.cache_clear()
+    assert (state, text.split("; ")[0]) == ("ok", f"cryptography {version}: {path}")
+
+
 @pytest.mark.live
 def test_a_vault_behind_its_own_authority_is_reached_by_vault_ca_file(cli, openbao_tls: OpenBao) -> None:
     role = openbao_tls.role(Path.cwd())
