@@ -382,6 +382,7 @@ class Workflow:
             plaintext_reads=self.config.plaintext_reads,
             plaintext_origin=self.config.origin("artifacts.plaintext_reads"),
             emit=self.emit,
+            enforcing=self.config.enforcing,
             scope=self,
             staging=artifacts.staging,
             versions=RecordVersions(self.config.home / "record-versions"),

@@ -1,8 +1,8 @@
 """Where an artifact belongs: which run, logged model or trace, and its path below that root.
 
-MLflow opens the same file under several URIs (the root, its parent, a folder below it), so the place is read from the
-whole address. The first `<id>/artifacts` on the way down is the root: whatever stands in a user's own path comes after
-it.
+MLflow opens the same file under several URIs (the root, its parent, a folder below it), so the root is read from the
+repository's own URI: the first `<id>/artifacts` on the way down, whose id is in the URI. What a user's path says
+is never taken for an id.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ def join(uri: str, path: str | None) -> str:
 
 def locate(uri: str, path: str | None = None) -> Location | None:
     """The place of `path` under a repository's `uri`, or None when no run, model or trace is on the way."""
+    base = join(uri, None)
     whole = join(uri, posixpath.normpath(path) if path else None)
     match = _ROOT.search(whole)
-    if match is None:
+    if match is None or match.end(1) > len(base):
         return None
     name = match[1]
     root = Root(whole[: match.end()], _KINDS.get(name[:2], "run"), name)

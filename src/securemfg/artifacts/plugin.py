@@ -53,8 +53,9 @@ class Resolving(Wrapped):
     def __call__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
         repository = self.inner(artifact_uri, **named(tracking_uri, registry_uri))
         if STATE.protection is not None:
-            from securemfg.artifacts.refusals import raising
+            from securemfg.artifacts.refusals import no_bypass, raising
 
+            no_bypass(repository, artifact_uri, STATE.protection)
             repository.download_artifacts = raising(repository.download_artifacts)
         return repository
 

@@ -27,6 +27,7 @@ class Protection:
     plaintext_reads: PlaintextReads
     plaintext_origin: str  # where that rule was set
     emit: Emit
+    enforcing: bool = True  # False in mode observe: refusals that cost no secrecy are only audited
     scope: object = None  # whose rules these are: what one scope's keys opened is not given to another
     staging: Path | None = None  # where plaintext lies while it is being used; None: tmpfs if there is one
     versions: RecordVersions = field(default_factory=RecordVersions)  # of rewrapped records: older ones are refused

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.staging import fresh_folder
 from securemfg.artifacts.state import STATE
-from securemfg.errors import SecureMfgError
+from securemfg.errors import EncryptionError, SecureMfgError
 
 
 class _Thread(threading.local):
@@ -24,6 +25,26 @@ def note(error: SecureMfgError) -> None:
     """Remember a refusal for the resolver that is running in this thread, if any."""
     for collected in _thread.collecting:
         collected.append(error)
+
+
+def no_bypass(resolver: Any, uri: str, protection: Protection) -> None:
+    """Refuse a resolver that MLflow has given a repository of its own making, past the registry and past us.
+
+    It does so for Unity Catalog's and Databricks' model registries. In mode observe it is audited only. Raises
+    EncryptionError.
+    """
+    from securemfg.artifacts.repository import EncryptedRepository
+
+    inner = getattr(resolver, "repo", None)
+    if inner is None or isinstance(inner, EncryptedRepository):
+        return
+    kind = type(inner).__name__
+    reason = f"{uri} leads to {kind}, which MLflow makes itself: nothing it carries is encrypted or verified here"
+    protection.emit("artifact.refused", resource=uri, kind="artifact", outcome="denied", reason=reason)
+    if protection.enforcing:
+        raise EncryptionError(
+            f'{reason}; use a registry and a store of your own, or say mode = "observe" to go on and have it audited'
+        )
 
 
 def raising(download: Callable[..., Any]) -> Callable[..., Any]:

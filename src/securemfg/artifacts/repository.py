@@ -23,6 +23,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from securemfg import context
 from securemfg.artifacts.keyring import KEYRING
 from securemfg.artifacts.location import Location, Root, check_user_path, join, locate
+from securemfg.artifacts.marking import mark
 from securemfg.artifacts.plugin import Factory, named
 from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.refusals import note
@@ -30,7 +31,7 @@ from securemfg.artifacts.staging import fresh_folder, is_staged, staging_folder
 from securemfg.artifacts.state import STATE
 from securemfg.artifacts.tombstones import tombstone, tombstone_path
 from securemfg.encryption.message import looks_like_message
-from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RUN_PROVIDER
+from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RECORDS, RUN_PROVIDER, plaintext_size
 from securemfg.encryption.stream import Message, decrypt_file, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
 from securemfg.settings import PlaintextReads
@@ -80,7 +81,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             if isinstance(self._inner, LocalArtifactRepository):
                 self._encrypt(protection, source, path, self._local(path, make=True))
             else:
-                with _folder(protection) as folder:
+                with _on_its_way() as folder:
                     self._encrypt(protection, source, path, folder / source.name)
                     self._inner.log_artifact(str(folder / source.name), artifact_path)
 
@@ -97,21 +98,29 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             if isinstance(self._inner, LocalArtifactRepository):
                 self._encrypt_tree(protection, base, artifact_path, self._local(artifact_path or "", make=True))
             else:
-                with _folder(protection) as folder:
-                    self._encrypt_tree(protection, base, artifact_path, folder)
-                    self._inner.log_artifacts(str(folder), artifact_path)
+                for source, path in self._files(base, artifact_path):  # one at a time: no second copy of all of it
+                    with _on_its_way() as folder:
+                        self._encrypt(protection, source, path, folder / source.name)
+                        self._inner.log_artifact(str(folder / source.name), posixpath.dirname(path) or None)
 
     def _encrypt_tree(self, protection: Protection, base: Path, artifact_path: str | None, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
-        for folder, folders, files in os.walk(base):
-            relative = Path(folder).relative_to(base)
+        for folder, folders, _ in os.walk(base):
             for name in folders:
                 check_user_path(name)
-                (target / relative / name).mkdir(exist_ok=True)
+                (target / Path(folder).relative_to(base) / name).mkdir(exist_ok=True)
+        for source, path in self._files(base, artifact_path):
+            self._encrypt(protection, source, path, target / source.relative_to(base))
+
+    @staticmethod
+    def _files(base: Path, artifact_path: str | None) -> Iterator[tuple[Path, str]]:
+        """Every file below `base`, with its path as an artifact."""
+        for folder, _, files in os.walk(base):
             for name in files:
-                path = posixpath.join(artifact_path or "", *relative.parts, name)
+                source = Path(folder, name)
+                path = posixpath.join(artifact_path or "", *source.relative_to(base).parts)
                 check_user_path(path)
-                self._encrypt(protection, Path(folder, name), path, target / relative / name)
+                yield source, path
 
     def _encrypt(self, protection: Protection, source: Path, path: str, target: Path) -> None:
         location = self._location(path)
@@ -138,7 +147,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             if isinstance(self._inner, LocalArtifactRepository):
                 self._decrypt(protection, self._local(remote_file_path), remote_file_path, Path(local_path))
             else:
-                with _folder(protection) as folder:
+                with _on_its_way() as folder:
                     stored = folder / "stored"
                     self._inner._download_file(remote_file_path, str(stored))
                     self._decrypt(protection, stored, remote_file_path, Path(local_path))
@@ -238,7 +247,26 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         check_user_path(path)
-        return [info for info in self._inner.list_artifacts(path) if posixpath.basename(info.path) != FOLDER]
+        listed = [info for info in self._inner.list_artifacts(path) if posixpath.basename(info.path) != FOLDER]
+        return listed if STATE.protection is None else [self._sized(info) for info in listed]
+
+    def _sized(self, info: FileInfo) -> FileInfo:
+        """`info` with the plaintext's size, worked out from the stored one: a message's overhead is known.
+
+        A local file is looked at; of a remote one it is taken for granted that it is encrypted.
+        """
+        location = None if info.is_dir or info.file_size is None else locate(self.artifact_uri, info.path)
+        if location is None:
+            return info
+        if isinstance(self._inner, LocalArtifactRepository):
+            try:
+                with self._local(info.path).open("rb") as file:
+                    if not looks_like_message(file.read(8)):
+                        return info
+            except OSError:
+                return info
+        size = plaintext_size(info.file_size, location.binding)
+        return info if size is None else FileInfo(info.path, info.is_dir, size)
 
     def _is_directory(self, artifact_path: str) -> bool:
         return bool(self._inner._is_directory(artifact_path))
@@ -259,6 +287,8 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             record = Path(temporary, name)
             record.write_bytes(data)
             self._at(root).log_artifact(str(record), folder)
+        if path.startswith(RECORDS):  # once for each run key: the first thing that is written below a root
+            mark(root, self.tracking_uri)
 
     def get_record(self, root: Root, path: str) -> bytes:
         inner = self._at(root)
@@ -349,8 +379,9 @@ def _detail(message: Message, location: Location, key_id: str) -> dict[str, str 
 
 
 @contextmanager
-def _folder(protection: Protection) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=staging_folder(protection.staging)) as folder:
+def _on_its_way() -> Iterator[Path]:
+    """A folder for ciphertext between here and a remote store: on disk, it may be large and need not be hidden."""
+    with tempfile.TemporaryDirectory(prefix="securemfg-") as folder:
         yield Path(folder)
 
 

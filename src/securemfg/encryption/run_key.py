@@ -18,7 +18,18 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from securemfg.encryption.keys import Key, RawAesKey
-from securemfg.encryption.message import KEY_LENGTH, Context, EncryptedDataKey, parse_header
+from securemfg.encryption.message import (
+    FRAME_LENGTH,
+    IV_LENGTH,
+    KEY_LENGTH,
+    MESSAGE_ID_LENGTH,
+    TAG_LENGTH,
+    Context,
+    EncryptedDataKey,
+    Geometry,
+    MessageKey,
+    parse_header,
+)
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable
 
@@ -159,3 +170,16 @@ def run_key_ids(header_bytes: bytes) -> tuple[str, ...]:
     """The ids of the run keys that a message's header names. Raises DecryptionError."""
     header = parse_header(header_bytes)
     return tuple(edk.name for edk in header.encrypted_data_keys if edk.provider == RUN_PROVIDER)
+
+
+def plaintext_size(stored: int, context: Context) -> int | None:
+    """Bytes of plaintext in an artifact of `stored` bytes bound to `context`, or None when it can be none of ours.
+
+    The overhead of a message for one run key is known without reading it: suite 0x0478, one recipient, 1 MiB frames.
+    """
+    probe = MessageKey(bytes(KEY_LENGTH), bytes(MESSAGE_ID_LENGTH))
+    edk = EncryptedDataKey(RUN_PROVIDER, bytes(32 + 8 + IV_LENGTH), bytes(KEY_LENGTH + TAG_LENGTH))
+    try:
+        return Geometry.of(probe.header(context, [edk], FRAME_LENGTH), stored).plaintext_length
+    except EncryptionError:
+        return None
