@@ -199,3 +199,60 @@ def test_what_was_encrypted_is_in_the_trail(local_store: Store, local_experiment
     read = [event for event in events if event["action"] == "artifact.decrypted"]
     assert [(event["step"], event["session"]) for event in read] == [(made[0]["step"], made[0]["session"])]
     assert CANARY not in repr(events)
+
+
+def test_what_a_model_requires_is_inferred_as_without_encryption(local_store: Store, local_experiment: str) -> None:
+    """MLflow loads the model it is about to log in a process of its own, and looks beside it for what it is."""
+    import mlflow
+    from sklearn.linear_model import LinearRegression
+
+    model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+
+    def requirements() -> list[str]:
+        with mlflow.start_run():
+            logged = mlflow.sklearn.log_model(model, name="press")
+        uri = mlflow.get_logged_model(logged.model_id).artifact_location
+        return Path(mlflow.artifacts.download_artifacts(f"{uri}/requirements.txt")).read_text().splitlines()
+
+    without = requirements()
+    with securemfg.step("training"):
+        assert requirements() == without
+    assert any(line.startswith("numpy") for line in without)
+
+
+def test_a_relative_folder_to_download_to_is_taken(local_store: Store, local_experiment: str) -> None:
+    import mlflow
+
+    with securemfg.step("training"), mlflow.start_run() as run:
+        mlflow.log_text("secret", "notes/one.txt")
+        Path("down").mkdir()
+        placed = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="notes", dst_path="down")
+    assert Path(placed) == Path("down/notes").absolute()
+    assert Path("down/notes/one.txt").read_text() == "secret"
+
+
+def test_listings_show_the_size_of_the_plaintext(store: Store, experiment: str) -> None:
+    import mlflow
+
+    with securemfg.step("training"), mlflow.start_run() as run:
+        for size in (0, 1, 5000, 1 << 20, (1 << 20) + 1):
+            Path("part.bin").write_bytes(b"x" * size)
+            mlflow.log_artifact("part.bin", f"sizes/{size}")
+        client = mlflow.MlflowClient()
+        for size in (0, 1, 5000, 1 << 20, (1 << 20) + 1):
+            (info,) = client.list_artifacts(run.info.run_id, f"sizes/{size}")
+            assert (info.path, info.file_size) == (f"sizes/{size}/part.bin", size)
+
+
+def test_the_page_of_a_run_says_that_it_is_encrypted(store: Store, experiment: str) -> None:
+    import mlflow
+
+    with securemfg.step("training"):
+        with mlflow.start_run() as mine:
+            mlflow.log_text("secret", "a.txt")
+        with mlflow.start_run(description="my own words") as noted:
+            mlflow.log_text("secret", "a.txt")
+    tags = mlflow.get_run(mine.info.run_id).data.tags
+    assert tags["securemfg.encrypted"].startswith("AES-256-GCM")
+    assert f"securemfg artifacts download runs:/{mine.info.run_id}/" in tags["mlflow.note.content"]
+    assert mlflow.get_run(noted.info.run_id).data.tags["mlflow.note.content"] == "my own words"

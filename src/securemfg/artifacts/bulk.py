@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -217,11 +218,13 @@ def run(
     workers: int | None = None,
     begun: Callable[[int, int], None] = lambda _files, _bytes: None,
     watch: Callable[[Stored, Outcome], None] = lambda _stored, _outcome: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Do `job` over every file of its store. `executor` is any `concurrent.futures.Executor`; threads without one.
 
     `begun` is told how many files and bytes there are; `watch` each outcome as it comes, in any order. A file that
-    fails does not stop the others. Raises EncryptionError when the store cannot be listed.
+    fails does not stop the others. Once `stopped` says so, what is in hand is finished and no more
+    begun. Raises EncryptionError when the store cannot be listed.
     """
     from securemfg.artifacts.work import perform
 
@@ -241,7 +244,7 @@ def run(
     count = workers or _workers(store.place(store.uri) is not None)
     own = ThreadPoolExecutor(count, thread_name_prefix="securemfg-bulk") if executor is None else None
     try:
-        for stored, outcome in _done(perform, job, waiting, executor or own, ahead=count * _AHEAD):
+        for stored, outcome in _done(perform, job, waiting, executor or own, stopped, ahead=count * _AHEAD):
             summary.add(outcome)
             _tell(emit, job, outcome)
             if log is not None and outcome.state is not State.FAILED:
@@ -262,7 +265,7 @@ def run(
                 "failed": len(summary.failed),
             },
         )
-    if log is not None and not summary.failed:
+    if log is not None and not summary.failed and not stopped():
         log.finished()
     return summary
 
@@ -273,12 +276,18 @@ def _workers(local: bool) -> int:
 
 
 def _done(
-    perform: Callable[[Job, Stored], Outcome], job: Job, files: list[Stored], executor: Executor | None, *, ahead: int
+    perform: Callable[[Job, Stored], Outcome],
+    job: Job,
+    files: list[Stored],
+    executor: Executor | None,
+    stopped: Callable[[], bool],
+    *,
+    ahead: int,
 ) -> Iterator[tuple[Stored, Outcome]]:
     """Every file with its outcome, as they come. At most `ahead` are handed out at a time."""
     assert executor is not None
     coming: dict[Future[Outcome], Stored] = {}
-    todo = iter(files)
+    todo = itertools.takewhile(lambda _: not stopped(), files)
     try:
         while True:
             for stored in todo:

@@ -216,8 +216,12 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         if protection is None:
             return str(self._inner.download_artifacts(artifact_path, dst_path))
         check_user_path(artifact_path)
+        if locate(self.artifact_uri, artifact_path) is None and _is_scratch(self._inner):
+            # where it lies, as without us: MLflow looks for what it has put beside it
+            return str(self._inner.download_artifacts(artifact_path, dst_path))
         if dst_path is not None and not os.path.isdir(dst_path):
             return str(super().download_artifacts(artifact_path, dst_path))  # says what is wrong with it
+        dst_path = os.path.abspath(dst_path) if dst_path is not None else None
         folder = (
             Path(tempfile.mkdtemp(prefix=".securemfg-", dir=dst_path)) if dst_path else fresh_folder(protection.staging)
         )

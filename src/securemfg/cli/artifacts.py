@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from securemfg.cli.interrupts import deferred
 from securemfg.cli.output import Exit, Json, Speaker, ends_well, size
 from securemfg.errors import ConfigError
 
@@ -167,14 +168,16 @@ def _work(
         JobLog(workflow.config.home, job) as log,
         _executor(workflow, dask) as (executor, threads),
         _progress(speaker, job, quiet=as_json) as (begun, watch),
+        deferred() as stop,
     ):
         if log.resumed:
             speaker.note(f"going on where the last run stopped: {len(log.done)} files are done ({log.path})")
         summary = run(
-            job, emit=workflow.audit, log=log, executor=executor, workers=workers or threads, begun=begun, watch=watch
-        )
+            job, emit=workflow.audit, log=log, executor=executor, workers=workers or threads, begun=begun,
+            watch=watch, stopped=stop.is_set,
+        )  # fmt: skip
         ended: tuple[list[str], list[str]] = ([], [])
-        if retire and not summary.failed:
+        if retire and not summary.failed and not stop.is_set():
             from dataclasses import replace
 
             ended = retired(replace(job, retired=log.retired or frozenset()), emit=workflow.audit, by=getpass.getuser())

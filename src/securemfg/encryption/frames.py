@@ -135,11 +135,11 @@ def run_shared(work: Callable[[Callable[[], int | None]], None], count: int, wor
     try:
         for _ in range(workers - 1):
             thread = threading.Thread(target=run, name="securemfg-frames", daemon=True)
+            threads.append(thread)  # before it starts: an interrupt inside start() must not lose it
             try:
                 thread.start()
             except RuntimeError:  # no more threads, or the interpreter is ending: fewer do it too
                 break
-            threads.append(thread)
         run()
     except BaseException as error:  # noqa: BLE001 - an interrupt: raised below, once the others have ended
         failures.append(error)

@@ -66,6 +66,14 @@ def lay_out(header: Header, size: int, read: ReadAt) -> tuple[Geometry, bytes | 
     raise DecryptionError("the message is cut off or has bytes left over: no signature fits its size")
 
 
+def check_end(geometry: Geometry, read: ReadAt) -> None:
+    """Raise DecryptionError unless the final frame says that it is one and ends where the message does."""
+    if geometry.frame_length:
+        final = read(geometry.offset(geometry.frames), _FINAL_LENGTH + 4)
+        if final[:4] != FINAL_MARK or int.from_bytes(final[_FINAL_LENGTH:]) != geometry.final_length:
+            raise DecryptionError("the message is cut off or has bytes left over: it does not end with its final frame")
+
+
 def _signature(footer: bytes) -> bytes:
     if len(footer) < 2 or int.from_bytes(footer[:2]) != len(footer) - 2 or len(footer) > MAX_SIGNATURE + 2:
         raise DecryptionError("the message is cut off or has bytes left over: no signature fits its size")

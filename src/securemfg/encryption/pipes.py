@@ -179,6 +179,8 @@ def _write(target: Writable, data: memoryview) -> None:
             if error.errno == errno.EPIPE:
                 raise  # whoever reads has enough: the command line ends quietly
             raise EncryptionError(f"the target cannot be written: {error.strerror or error}") from error
-        if count is None:  # what some writers return when they took all
+        if count is None and isinstance(target, io.RawIOBase):
+            raise EncryptionError("the target is non-blocking and takes nothing now: hand in a blocking one")
+        if count is None:  # what some writers of other kinds return when they took all
             count = len(data) - done
         done += count

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from securemfg.encryption.digests import MessageDigest
 from securemfg.encryption.frames import new_message, open_frame, open_single, run_shared, seal, workers_for
 from securemfg.encryption.keys import Key, open_keys, unlock
-from securemfg.encryption.layout import ReadAt, lay_out, verify_signature
+from securemfg.encryption.layout import ReadAt, check_end, lay_out, verify_signature
 from securemfg.encryption.legacy import SUITES as LEGACY_SUITES
 from securemfg.encryption.message import (
     FINAL_OVERHEAD,
@@ -37,6 +38,7 @@ from securemfg.errors import DecryptionError, EncryptionError
 
 Fill = Callable[[memoryview, int], None]  # buffer, offset: fills it whole with plaintext, or raises
 Sink = Callable[[memoryview, int], None]  # plaintext, offset: called by several threads
+Witness = Callable[[str], None]  # the SHA-256 (hex) of a whole message: what it raises refuses the file
 
 _MODE: Final = 0o777  # of the source's mode; set-uid and set-gid are not handed on
 _HEADER_READ: Final = 1 << 12  # bytes; nearly every header fits
@@ -152,16 +154,20 @@ def encrypt_file(
     context: Context | None = None,
     durable: bool = True,
     overwrite: bool = True,
+    witness: Witness | None = None,
 ) -> Message:
     """Encrypt a file for every key in `key`, as an AWS Encryption SDK v2 message (suite 0x0478, 1 MiB frames).
 
     `context` is bound to the message and stays readable in it. `durable` fsyncs file and folder. `target` gets the
-    source's mode and appears whole or not at all. Raises EncryptionError, KeyUnavailable.
+    source's mode and appears whole or not at all; `witness` is told the message's digest before. Raises
+    EncryptionError, KeyUnavailable.
     """
     source, target = Path(source), Path(target)
     keys = open_keys(key)
     fd, status = open_source(source, target)
-    return _encrypt(fd, status, source, target, keys, dict(context or {}), durable=durable, overwrite=overwrite)
+    return _encrypt(
+        fd, status, source, target, keys, dict(context or {}), durable=durable, overwrite=overwrite, witness=witness
+    )
 
 
 def encrypt_in_place(
@@ -183,6 +189,7 @@ def _encrypt(
     *,
     durable: bool,
     overwrite: bool,
+    witness: Witness | None = None,
 ) -> Message:
     def fill(buffer: memoryview, offset: int) -> None:
         if read_at(fd, buffer, offset, source) != len(buffer):
@@ -193,14 +200,16 @@ def _encrypt(
             target_errors(target),
             replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
         ):
-            header, geometry = write_message(out, fill, status.st_size, keys, context)
+            header, geometry = write_message(out, fill, status.st_size, keys, context, witness)
             unchanged(fd, status, source)
     finally:
         os.close(fd)
     return message_of(target, header, geometry)
 
 
-def _encrypt_frames(fill: Fill, out: int, key: MessageKey, header: Header, geometry: Geometry) -> None:
+def _encrypt_frames(
+    fill: Fill, out: int, key: MessageKey, header: Header, geometry: Geometry, digest: MessageDigest | None
+) -> None:
     start = header.body + header.tag
     if geometry.frames == 0:  # small: one read, one write
         data = bytearray(geometry.final_length)
@@ -209,6 +218,8 @@ def _encrypt_frames(fill: Fill, out: int, key: MessageKey, header: Header, geome
         view = memoryview(message)
         view[: len(start)] = start
         seal(key, 1, memoryview(data), view[len(start) :], final=True)
+        if digest is not None:
+            digest.add(0, view[len(start) :])
         write_at(out, view, 0)
         return
     write_at(out, memoryview(start), 0)
@@ -221,16 +232,23 @@ def _encrypt_frames(fill: Fill, out: int, key: MessageKey, header: Header, geome
             part = plaintext[: geometry.final_length] if final else plaintext
             fill(part, index * geometry.frame_length)
             length = seal(key, index + 1, part, frame, final=final)
+            if digest is not None:
+                digest.add(index, frame[:length])
             write_at(out, frame[:length], geometry.offset(index))
 
-    run_shared(work, geometry.frames + 1, workers_for(geometry.plaintext_length))
+    run_shared(abandoning(work, digest), geometry.frames + 1, workers_for(geometry.plaintext_length))
 
 
-def write_message(out: int, fill: Fill, length: int, keys: Sequence[Key], context: Context) -> tuple[Header, Geometry]:
+def write_message(
+    out: int, fill: Fill, length: int, keys: Sequence[Key], context: Context, witness: Witness | None = None
+) -> tuple[Header, Geometry]:
     """Write the message of `length` bytes of plaintext to the descriptor `out`. Raises EncryptionError."""
     message_key, header = new_message(keys, context, FRAME_LENGTH)
     geometry = Geometry.plan(header, length)
-    _encrypt_frames(fill, out, message_key, header, geometry)
+    digest = MessageDigest(header.body + header.tag) if witness is not None else None
+    _encrypt_frames(fill, out, message_key, header, geometry, digest)
+    if witness is not None and digest is not None:
+        witness(digest.hex())
     return header, geometry
 
 
@@ -249,14 +267,20 @@ class Opened:
         self.key = unlock(self.header, keys)
         check_expected(self.header, context)
 
-    def frames(self, sink: Sink, *, workers: int | None = None) -> None:
+    def frames(self, sink: Sink, *, workers: int | None = None, witness: Witness | None = None) -> None:
         """Verify and decrypt every frame and hand it to `sink`: by one worker in order, by several in any order.
 
-        When this returns, the message was whole; nothing handed out before may be used. Raises DecryptionError.
+        When this returns, the message was whole; nothing handed out before may be used. `witness` is told the digest of
+        the bytes that were decrypted. Raises DecryptionError.
         """
+        digest = None
+        if witness is not None:
+            if not self.geometry.frame_length or self._signature is not None or self.header.iv is not None:
+                raise DecryptionError("the message is not of the one suite that artifacts are written with")
+            digest = MessageDigest(self.header.body + self.header.tag)
         if self.geometry.frame_length:
             run_shared(
-                lambda draw: self._work(draw, sink),
+                abandoning(lambda draw: self._work(draw, sink, digest), digest),
                 self.geometry.frames + 1,
                 workers or workers_for(self.geometry.plaintext_length),
             )
@@ -266,8 +290,10 @@ class Opened:
         if self._signature is not None:
             verify_signature(self.header, self._signature, self.geometry.message_length, self._read)
         unchanged(self.fd, self.status, self.source)
+        if witness is not None and digest is not None:
+            witness(digest.hex())
 
-    def _work(self, draw: Callable[[], int | None], sink: Sink) -> None:
+    def _work(self, draw: Callable[[], int | None], sink: Sink, digest: MessageDigest | None) -> None:
         geometry = self.geometry
         # no larger than the message itself: a frame length is an attacker's choice
         longest = geometry.frame_length if geometry.frames else geometry.final_length
@@ -278,8 +304,27 @@ class Opened:
             whole = frame[: geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD]
             if read_at(self.fd, whole, geometry.offset(index), self.source) != len(whole):
                 raise DecryptionError("the message became shorter while it was read")
+            if digest is not None:
+                digest.add(index, whole)
             length = open_frame(self.key, index + 1, whole, plaintext, final=final)
             sink(plaintext[:length], index * geometry.frame_length)
+
+
+def abandoning(
+    work: Callable[[Callable[[], int | None]], None], digest: MessageDigest | None
+) -> Callable[[Callable[[], int | None]], None]:
+    """`work` that lets nobody wait for a frame when it fails."""
+    if digest is None:
+        return work
+
+    def working(draw: Callable[[], int | None]) -> None:
+        try:
+            work(draw)
+        except BaseException:
+            digest.abandon()
+            raise
+
+    return working
 
 
 @contextlib.contextmanager
@@ -302,11 +347,13 @@ def decrypt_file(
     durable: bool = True,
     overwrite: bool = True,
     suites: Collection[int] = (),
+    witness: Witness | None = None,
 ) -> Message:
     """Decrypt a message that one of `key` opens. Every pair of `context` must be in the message's.
 
     Nothing reaches `target` before the last frame has been verified. `suites` are those without key commitment that may
-    be read: none, unless the settings name them (`Config.read_suites`). Raises DecryptionError, KeyUnavailable.
+    be read: none, unless the settings name them (`Config.read_suites`). `witness` is told the digest of the message as it
+    was read, before `target` appears. Raises DecryptionError, KeyUnavailable.
     """
     source, target = Path(source), Path(target)
     keys = open_keys(key)
@@ -318,7 +365,7 @@ def decrypt_file(
                 target_errors(target),
                 replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
             ):
-                message.frames(lambda part, offset: write_at(out, part, offset))
+                message.frames(lambda part, offset: write_at(out, part, offset), witness=witness)
     finally:
         os.close(fd)
     return message_of(target, message.header, message.geometry)
@@ -330,8 +377,9 @@ def verify_file(
     key: Key | str | Sequence[Key | str],
     context: Context | None = None,
     suites: Collection[int] = (),
+    witness: Witness | None = None,
 ) -> Message:
-    """Verify every frame of a message that one of `key` opens; write nothing. `suites` as in `decrypt_file`.
+    """Verify every frame of a message that one of `key` opens; write nothing. `suites`, `witness` as in `decrypt_file`.
 
     Raises DecryptionError, KeyUnavailable.
     """
@@ -341,7 +389,7 @@ def verify_file(
     try:
         with naming(path):
             message = Opened(fd, path, keys, context, suites)
-            message.frames(lambda _part, _offset: None)
+            message.frames(lambda _part, _offset: None, witness=witness)
     finally:
         os.close(fd)
     return message_of(path, message.header, message.geometry)
@@ -394,7 +442,10 @@ def inspect_file(path: str | os.PathLike[str]) -> Message:
     try:
         with naming(path):
             header = read_header(fd, path, LEGACY_SUITES)  # only its claims: nothing is opened here
-            return message_of(path, header, lay_out(header, status.st_size, reading(fd, path))[0])
+            read = reading(fd, path)
+            geometry, _ = lay_out(header, status.st_size, read)
+            check_end(geometry, read)
+            return message_of(path, header, geometry)
     finally:
         os.close(fd)
 

@@ -413,3 +413,14 @@ def test_room_loads_nothing_heavy_until_a_name_is_used() -> None:
         "assert all(hasattr(e, name) for name in e.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("size", [0, 5, FRAME, 2 * FRAME + 9])
+def test_a_message_that_does_not_end_with_its_final_frame_is_not_inspected(tmp_path: Path, size: int) -> None:
+    (tmp_path / "plain").write_bytes(os.urandom(size))
+    encrypt_file(tmp_path / "plain", tmp_path / "x", key=KEY)
+    message = (tmp_path / "x").read_bytes()
+    for harmed in (message[:-1], message + b"x"):
+        (tmp_path / "x").write_bytes(harmed)
+        with pytest.raises(DecryptionError, match="cut off"):
+            inspect_file(tmp_path / "x")
