@@ -1,7 +1,7 @@
-"""MLflow with and without encryption: small and large files, models; local folder and S3 (moto). Interleaved processes.
+"""MLflow with and without encryption: files and models, a local folder and S3 (moto). Interleaved processes.
 
-Targets (with / without): 10 KiB file 1.7x local, 1.2x S3; 1 GiB local 1.3x log and download, S3 1.1x; log_model 1.05x by
-default, +120 ms with pip_requirements; load_model 2x + 15 ms at 200 KiB, 2x at 100 MiB.
+Targets (with / without): 10 KiB file 1.7x local, 1.2x S3; 1 GiB local 1.3x log and download, S3 1.1x; log_model 1.05x
+by default, +120 ms with pip_requirements; load_model 2x + 15 ms at 200 KiB, 2x at 100 MiB.
 
     python bench_artifacts.py [ROUNDS] [MEBIBYTES]
 """
@@ -74,7 +74,8 @@ MODEL = (
 import numpy
 from sklearn.linear_model import LinearRegression
 size = int(sys.argv[4])
-model = LinearRegression().fit(numpy.zeros((2, 1)), numpy.zeros(2)); model.ballast = numpy.random.default_rng(0).bytes(size)
+model = LinearRegression().fit(numpy.zeros((2, 1)), numpy.zeros(2))
+model.ballast = numpy.random.default_rng(0).bytes(size)
 options = json.loads(sys.argv[5])
 with step, mlflow.start_run():
     mlflow.sklearn.log_model(model, name="warm", pip_requirements=["scikit-learn"])

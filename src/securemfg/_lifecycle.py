@@ -7,6 +7,7 @@ artifacts. Out: `step.finished` or `step.failed`, flushed as the fail policy say
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -138,6 +139,9 @@ def _gone(live: Step) -> None:
     if live.token is not None:
         context.leave(live.context, live.token)
         live.token = None
+        staging = sys.modules.get("securemfg.artifacts.staging")
+        if staging is not None:
+            staging.end_step(live.context.step_id)
 
 
 def _record_end(workflow: Workflow, live: Step, error: BaseException | None) -> None:

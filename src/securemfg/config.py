@@ -21,6 +21,7 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel, ValidationError
 
 from securemfg.errors import ConfigError, nearest
+from securemfg.forking import own_environment
 from securemfg.labels import Sensitivity
 from securemfg.lock import check_lock
 from securemfg.settings import LOOPBACK, FailPolicy, Mode, PlaintextReads, Settings, Tracking
@@ -102,6 +103,14 @@ class Config:
         """A path from the settings, made absolute against the settings file's folder."""
         return value if value.is_absolute() else self.folder / value
 
+    def for_children(self) -> dict[str, str]:
+        """The variables with which another process finds the same settings, wherever it runs. Arguments stay behind."""
+        told = {f"{_PREFIX}HOME": str(self.home)}
+        if self.source is not None:
+            both = str(self.folder / "pyproject.toml") in self.origins.values() and self.source.name == "securemfg.toml"
+            told[f"{_PREFIX}CONFIG"] = str(self.folder if both else self.source)
+        return told
+
     def shown(self) -> Iterator[tuple[str, str, str]]:
         """(setting, value, origin) for every value in force, in order. For people and auditors."""
         for setting, value in _flat(self.settings):
@@ -164,7 +173,7 @@ def load(
 
     Raises ConfigError naming the file, the key and the nearest known key.
     """
-    environ = dict(os.environ if environment is None else environment)
+    environ = own_environment() if environment is None else dict(environment)
     start = Path(folder or Path.cwd())
     named = path if path is not None else environ.get(f"{_PREFIX}CONFIG")
     files = _named(Path(named)) if named is not None else _search(start)

@@ -183,11 +183,35 @@ class TlsSettings(Table):
     ca_file: Path | None = None  # a private CA's bundle, used instead of the system's trust store
 
 
+SIGNER_KINDS: Final = ("ed25519", "ecdsa", "aws-kms", "vault-transit")
+
+
+def check_signer(value: Any) -> str:
+    """The text of a signer or of a pinned key, if it can be one. Raises ValueError."""
+    kind, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind not in SIGNER_KINDS or not rest:
+        raise ValueError(f"must be like 'ed25519:PATH', of kind {', '.join(SIGNER_KINDS)}, got {value!r}")
+    return str(value)
+
+
+SignerText = Annotated[str, BeforeValidator(check_signer)]
+
+
 class ArtifactSettings(Table):
     encrypt_from: Level = Sensitivity.INTERNAL
     tracking: Tracking | dict[Level, Tracking] = Tracking.SEAL
     plaintext_reads: PlaintextReads | None = None  # built in: refuse in enforce, audit in observe
+    activate: bool = False  # on as soon as MLflow is imported, without a step
     staging: Path | None = None
+    signer: SignerText | None = None  # signs each model that is logged
+    signers: tuple[SignerText, ...] = ()  # whose signatures count; built in: the signer's own
+
+    @field_validator("signers", mode="before")
+    @classmethod
+    def _list_of_signers(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            raise ValueError(f"must be a list like ['ed25519:signer.pem'], got {given!r}")
+        return given
 
 
 # Suites of the message format that do not commit to their key, and those that do and are always read.

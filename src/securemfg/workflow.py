@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from securemfg.credentials.grant import Credential
     from securemfg.credentials.vault_client import VaultClient
     from securemfg.encryption.configured import ConfiguredKeys
+    from securemfg.encryption.configured_signers import ConfiguredSigners
     from securemfg.encryption.keys import KeyServices
     from securemfg.encryption.run_key import KeyGroups
     from securemfg.governance.access import Decision
@@ -155,6 +156,12 @@ class Workflow:
         from securemfg.encryption.configured import ConfiguredKeys
 
         return ConfiguredKeys(self.config, self.emit, self.key_services)
+
+    @cached_property
+    def signatures(self) -> ConfiguredSigners:
+        from securemfg.encryption.configured_signers import ConfiguredSigners
+
+        return ConfiguredSigners(self.config, self.emit, self.key_services)
 
     @cached_property
     def key_services(self) -> KeyServices:
@@ -337,13 +344,14 @@ class Workflow:
 
         Raises EncryptionError when MLflow would bypass us.
         """
-        from securemfg.artifacts.activation import activate
+        from securemfg.artifacts import activation
 
         self.tell_weakenings()
         with self._lock:
-            activate(cast("Protection", Here()))
+            activation.activate(cast("Protection", Here()))
             if self not in ENCRYPTING:
                 ENCRYPTING.append(self)
+        activation.prepare(staging=self.config.settings.artifacts.staging, environment=self.config.for_children())
 
     @property
     def artifacts_on(self) -> bool:
@@ -376,8 +384,9 @@ class Workflow:
             writing_keys=self._writing_keys,
             keys_for=self.keys.for_assets,
             group=self.keys.group,
+            open_key=partial(self.keys.open, origin="argument"),
             reading_keys=self.keys.for_reading,
-            sensitivity=context.strictest_active,
+            sensitivity=partial(context.strictest_active, max(Sensitivity)),  # what nobody classified is encrypted
             encrypt_from=artifacts.encrypt_from,
             plaintext_reads=self.config.plaintext_reads,
             plaintext_origin=self.config.origin("artifacts.plaintext_reads"),
@@ -385,7 +394,9 @@ class Workflow:
             enforcing=self.config.enforcing,
             scope=self,
             staging=artifacts.staging,
+            tracking=artifacts.tracking,
             versions=RecordVersions(self.config.home / "record-versions"),
+            signatures=self.signatures,
         )
 
     def _writing_keys(self) -> KeyGroups:
@@ -449,8 +460,11 @@ class Workflow:
         """Revoke what is leased, stop encrypting, seal the journal. Bounded: about two seconds for credentials, one
         more for the trail. The workflow can still be used: what it needs opens again.
         """
+        self._let_artifacts_go()
+        self._close_services()
+
+    def _close_services(self) -> None:
         with self._lock:
-            self._let_artifacts_go()
             if "broker" in self.__dict__:
                 self.broker.close()
                 del self.__dict__["broker"]
@@ -469,12 +483,14 @@ class Workflow:
             return
         from securemfg.artifacts import activation
 
-        ENCRYPTING.remove(self)
-        if not ENCRYPTING:
-            activation.reset()
+        if len(ENCRYPTING) == 1:
+            activation.reset()  # what MLflow has queued is written first, by our rules
         elif self._artifacts_held and activation.active():
             activation.deactivate()
-        self._artifacts_held = False
+        with self._lock:
+            if self in ENCRYPTING:
+                ENCRYPTING.remove(self)
+            self._artifacts_held = False
 
 
 def _session_tags(here: StepContext) -> dict[str, str]:
@@ -543,7 +559,7 @@ def reset() -> None:
 def _at_exit() -> None:
     for workflow in _workflows:
         with contextlib.suppress(SecureMfgError):  # an exit is too late to refuse anything
-            workflow.close()
+            workflow._close_services()  # artifacts stay encrypted: MLflow may still be emptying its queues
 
 
 def _after_fork() -> None:

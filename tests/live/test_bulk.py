@@ -337,6 +337,31 @@ def test_old_versions_of_a_bucket_are_destroyed_with_what_they_gave_away(workflo
     assert not [body for body in bodies if b"canary" in body]
 
 
+def test_a_copy_for_a_supplier_opens_with_its_key_and_nothing_here_gets_a_recipient(
+    workflow: Workflow, place: Place, tmp_path: Path
+) -> None:
+    from securemfg.artifacts.keyring import KEYRING
+
+    do(workflow, place, Verb.ENCRYPT)
+    before = {address: place.read(address) for address in [*place.artifacts(), *place.records()]}
+    supplier = create_local_key(Path("supplier.key"))
+    target = tmp_path / "handover"
+    summary = do(workflow, place, Verb.SHARE, target=target, recipients=(f"local:{Path('supplier.key').absolute()}",))
+    assert (summary.done, summary.failed) == (8, [])
+    assert {address: place.read(address) for address in [*place.artifacts(), *place.records()]} == before
+    copied = Place(str(target))
+    for record in copied.records():
+        assert inspect_file(record).recipients == (supplier.recipient,)
+    assert not {Path(record).stem for record in copied.records()} & {Path(record).stem for record in place.records()}
+    KEYRING.clear()
+    assert len(do(workflow, copied, Verb.VERIFY).failed) == 10  # the plant's own key is none of the copy's
+    with workflow_with(default="supplier.key") as theirs:
+        assert do(theirs, copied, Verb.VERIFY).failed == []
+        assert do(theirs, copied, Verb.DOWNLOAD, target=tmp_path / "read").failed == []
+        assert do(theirs, place, Verb.VERIFY).failed
+    assert (tmp_path / "read" / RUNS[0] / "artifacts" / "model.pkl").read_bytes() == content(RUNS[0], "model.pkl")
+
+
 def test_names_in_a_bucket_do_not_lead_out_of_the_target(workflow: Workflow, s3_bucket: str, tmp_path: Path) -> None:
     import boto3
 

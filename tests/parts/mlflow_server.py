@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +66,9 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return database
 
 
-@pytest.fixture(scope="session")
-def _mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[tuple[str, Path]]:
-    folder = tmp_path_factory.mktemp("mlflow-server")
-    artifacts = folder / "artifacts"
-    artifacts.mkdir()
+@contextmanager
+def serving(folder: Path, database: Path, destination: str, **environment: str) -> Iterator[str]:
+    """A real `mlflow server` that proxies artifacts to `destination`: its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -77,9 +76,9 @@ def _mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Pa
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{mlflow_database}", "--artifacts-destination", str(artifacts)],
+             "--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", destination],
             cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            env={"HOME": str(folder), "PATH": os.environ["PATH"], "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={"HOME": str(folder), "PATH": os.environ["PATH"], "MLFLOW_DISABLE_TELEMETRY": "true", **environment},
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
 
@@ -91,13 +90,37 @@ def _mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Pa
         except OSError:
             return False
 
-    until(up, within=90, what="mlflow server")
-    yield url, artifacts
-    os.killpg(process.pid, 15)
     try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        until(up, within=90, what="mlflow server")
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+
+
+@pytest.fixture(scope="session")
+def _mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    artifacts = folder / "artifacts"
+    artifacts.mkdir()
+    temporary = folder / "tmp"  # its own, so that it can be searched
+    temporary.mkdir()
+    with serving(folder, mlflow_database, str(artifacts), TMPDIR=str(temporary)) as url:
+        yield url, artifacts
+
+
+@pytest.fixture(scope="session")
+def _mlflow_presigning(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, _moto: str) -> Iterator[str]:
+    with serving(
+        tmp_path_factory.mktemp("mlflow-presigning"), mlflow_database, "s3://plant/mlflow",
+        MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD="true", MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD="true",
+        MLFLOW_S3_ENDPOINT_URL=_moto, AWS_ENDPOINT_URL=_moto, AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="eu-central-1",
+    ) as url:  # fmt: skip
+        yield url
 
 
 @pytest.fixture
@@ -113,8 +136,7 @@ def server_store(_mlflow_server: tuple[str, Path]) -> Store:
     return folder_store("server", url, folder, None)
 
 
-@pytest.fixture
-def s3_store(mlflow_database: Path, aws: str) -> Store:
+def bucket_store(name: str, tracking_uri: str, location: str | None) -> Store:
     import boto3
 
     s3 = boto3.client("s3")
@@ -126,13 +148,34 @@ def s3_store(mlflow_database: Path, aws: str) -> Store:
         return {key: s3.get_object(Bucket="plant", Key=key)["Body"].read() for key in keys}
 
     return Store(
-        name="s3",
-        tracking_uri=f"sqlite:///{mlflow_database}",
-        artifact_location="s3://plant/mlflow",
+        name=name,
+        tracking_uri=tracking_uri,
+        artifact_location=location,
         stored=stored,
         put=lambda path, data: s3.put_object(Bucket="plant", Key=path, Body=data) and None,
         remove=lambda path: s3.delete_object(Bucket="plant", Key=path) and None,
     )
+
+
+@pytest.fixture
+def s3_store(mlflow_database: Path, aws: str) -> Store:
+    return bucket_store("s3", f"sqlite:///{mlflow_database}", "s3://plant/mlflow")
+
+
+@pytest.fixture
+def presigned_store(_mlflow_presigning: str, aws: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A server that hands out presigned addresses: large files go to S3 and back in parts, past the server."""
+    for setting, value in {
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # what is not there is asked for again and again
+        "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "6000000",
+        "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": "5242880",
+        "MLFLOW_MULTIPART_DOWNLOAD_MINIMUM_FILE_SIZE": "6000000",
+        "MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE": "5242880",
+    }.items():
+        monkeypatch.setenv(setting, value)
+    return bucket_store("presigned", _mlflow_presigning, None)
 
 
 @pytest.fixture(params=["local", "server", "s3"])

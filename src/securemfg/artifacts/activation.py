@@ -1,7 +1,7 @@
 """Turning encrypted artifacts on and off: take over every scheme of MLflow's registry, and prove that we have it.
 
 MLflow only warns when a plugin fails to load and then goes on in plaintext, so ownership is asserted here, and again
-at each write. Only the registry's dictionary is changed: many modules hold `get_artifact_repository` by name.
+at each write. Children of this process are told by the environment, and turn it on when they import MLflow.
 """
 
 from __future__ import annotations
@@ -9,20 +9,33 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Any, Final
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from securemfg.artifacts.plugin import Resolving, Wrapped
-from securemfg.artifacts.protection import Protection
-from securemfg.artifacts.staging import sweep
+from securemfg import context, forking
+from securemfg.artifacts import registration, schemes, scratch, tracking
+from securemfg.artifacts.draining import drain
+from securemfg.artifacts.schemes import REGISTRY, check_ownership, ownership
+from securemfg.artifacts.staging import sweep, sweep_dead
 from securemfg.artifacts.state import STATE
 from securemfg.errors import ConfigError, EncryptionError
 from securemfg.transport.arrival import Watch
 
-REGISTRY: Final = "mlflow.store.artifact.artifact_repository_registry"
-# These only look up another URI and ask the registry again.
-RESOLVERS: Final = frozenset({"runs", "models"})
+if TYPE_CHECKING:
+    from securemfg.artifacts.protection import Protection
 
-_saved: dict[str, Any] = {}
+__all__ = [
+    "activate",
+    "active",
+    "check_ownership",
+    "deactivate",
+    "drain",
+    "inherit",
+    "ownership",
+    "prepare",
+    "reset",
+]
 
 
 def activate(protection: Protection) -> None:
@@ -33,28 +46,56 @@ def activate(protection: Protection) -> None:
     with STATE.lock:
         STATE.holders += 1
         if STATE.protection is not None:
+            if _asleep():
+                STATE.protection = protection
             return
         STATE.protection = protection
         STATE.check_ownership = check_ownership
         try:
+            scratch.divert()
             _watch.start()
+            registration.start()
+            tracking.activate()
         except BaseException:
             _off()
             raise
 
 
+def prepare(*, staging: Path | None, environment: Mapping[str, str]) -> None:
+    """What goes with the first activation: children are told, and dead processes' traces are removed."""
+    global _prepared
+    with STATE.lock:
+        if _prepared or STATE.protection is None:
+            return
+        _prepared = True
+        forking.hand_down({forking.ACTIVE: "1", **environment})
+    sweep_dead(staging)
+
+
 def deactivate() -> None:
-    """Undo one `activate`. With the last one, MLflow is as it was before. Raises ConfigError when there was none."""
+    """Undo one `activate`. The last one waits for what MLflow still has queued, and then MLflow is as it was before.
+
+    Raises ConfigError when there was none; EncryptionError when the queues cannot be emptied: then it stays on.
+    """
     with STATE.lock:
         if STATE.holders == 0:
             raise ConfigError("encrypted artifacts are not active: deactivate() was called more often than activate()")
-        STATE.holders -= 1
-        if STATE.holders == 0:
-            _off()
+        if STATE.holders > 1:
+            STATE.holders -= 1
+            return
+    drain()  # without the lock: what is queued may enter a step
+    with STATE.lock:
+        if STATE.holders > 0:  # else another one was quicker
+            STATE.holders -= 1
+            if STATE.holders == 0:
+                _off()
 
 
 def reset() -> None:
-    """Off at once, whoever holds it."""
+    """Off, whoever holds it, once what is queued is written. Raises EncryptionError when it cannot be: it stays on."""
+    if STATE.protection is None:
+        return
+    drain()
     with STATE.lock:
         if STATE.protection is not None:
             _off()
@@ -64,69 +105,78 @@ def active() -> bool:
     return STATE.protection is not None
 
 
-def _off() -> None:
-    from securemfg.artifacts.keyring import KEYRING
+def inherit() -> None:
+    """On from MLflow's import. The settings are read with the first artifact: what is wrong with them fails it."""
+    activate(cast("Protection", _Asleep()))
 
+
+class _Asleep:
+    """The default workflow's rules, before anybody has asked for them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _wake()
+        protection = STATE.protection
+        if protection is None or _asleep():
+            raise EncryptionError("encrypted artifacts were switched off while one was being handled")
+        return getattr(protection, name)
+
+
+def _asleep() -> bool:
+    return isinstance(STATE.protection, _Asleep)
+
+
+def _wake() -> None:
+    with STATE.lock:
+        if not _asleep():
+            return
+    context.default_workflow().activate_artifacts()
+    with STATE.lock:  # the workflow's own hold takes the place of that activation
+        STATE.holders -= 1
+        if STATE.holders == 0:
+            _off()
+
+
+def _off() -> None:
+    global _prepared
     STATE.holders = 0
     STATE.protection = None
     STATE.check_ownership = lambda: None
+    _prepared = False
     _watch.stop()
-    registry = _registry()
-    if registry is not None:
-        for scheme, factory in _saved.items():
-            registry[scheme] = factory
-    _saved.clear()
+    registration.stop()
+    schemes.give_back()
+    tracking.deactivate()
+    scratch.restore()
     _forget_repositories()
-    KEYRING.clear()
+    forking.take_back()
+    keyring = sys.modules.get("securemfg.artifacts.keyring")
+    if keyring is not None:
+        keyring.KEYRING.clear()
     sweep()
 
 
-def _registry() -> dict[str, Any] | None:
-    module = sys.modules.get(REGISTRY)
-    holder = getattr(module, "_artifact_repository_registry", None)
-    found = getattr(holder, "_registry", None)
-    return found if isinstance(found, dict) else None
-
-
-def _take_over(module: str) -> None:
-    registry = _registry()
-    if registry is None:
-        raise EncryptionError(f"this MLflow's {module} has no registry that securemfg knows: nothing is encrypted")
-    for scheme, factory in list(registry.items()):
-        if not isinstance(factory, Wrapped):
-            _saved[scheme] = factory
-            registry[scheme] = (Resolving if scheme in RESOLVERS else Wrapped)(scheme, factory)
-    _forget_repositories()
-    check_ownership()
-
-
-def ownership() -> dict[str, bool]:
-    """For every scheme that MLflow serves: whether it goes through securemfg. Empty while MLflow is not imported."""
-    registry = _registry()
-    if registry is None:
-        return {}
-    return {scheme: isinstance(factory, Wrapped) for scheme, factory in registry.items()}
-
-
-def check_ownership() -> None:
-    """Raise EncryptionError unless every scheme that MLflow serves goes through securemfg."""
-    lost = [scheme or "bare paths" for scheme, ours in ownership().items() if not ours]
-    if lost:
-        raise EncryptionError(
-            f"MLflow would bypass securemfg for {', '.join(lost)}: another plugin registered itself after activation; "
-            "nothing was written. Remove it, or activate securemfg after it"
-        )
+def _arrived(module: str) -> None:
+    if module == REGISTRY:
+        schemes.take_over(module)
+        _forget_repositories()
+    else:
+        scratch.arrived(sys.modules.get(module))
 
 
 def _forget_repositories() -> None:
     """MLflow keeps repositories by run id: those made before must not be used after."""
     utils = sys.modules.get("mlflow.tracking._tracking_service.utils")
-    cached = getattr(utils, "_artifact_repos_cache", None)
-    if cached is not None:
-        cached.clear()
+    old = getattr(sys.modules.get("mlflow.tracking._tracking_service.client"), "TrackingServiceClient", None)  # 2.8
+    for holder in (utils, old):
+        cached = getattr(holder, "_artifact_repos_cache", None)
+        if cached is not None:
+            cached.clear()
 
 
-_watch = Watch([REGISTRY], _take_over)  # now if MLflow is imported already, else when it is
+_prepared = False
+_watch = Watch([REGISTRY, scratch.FILES], _arrived)  # now if MLflow is imported already, else when it is
 
 
 def _after_fork() -> None:

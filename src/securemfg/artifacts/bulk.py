@@ -39,6 +39,7 @@ class Verb(StrEnum):
     REENCRYPT = "reencrypt"
     ENCRYPT = "encrypt"
     DOWNLOAD = "download"
+    SHARE = "share"
 
 
 class State(StrEnum):
@@ -59,7 +60,8 @@ class Job:
     rules: Callable[[], Protection]
     root: tuple[str, str] | None = None  # kind and id, for a place whose address has none
     assets: tuple[str, ...] = ()  # encrypt: whose keys; reencrypt and rewrap keep each run key's own groups
-    target: Path | None = None  # download: the folder
+    target: Path | None = None  # download, share: the folder
+    recipients: tuple[str, ...] = ()  # share: the keys that the copy is for
     everything: bool = False  # rewrap: also what is for the right keys already
     keep_versions: bool = False  # leave what a bucket keeps of the old bytes
     retired: frozenset[str] = frozenset()  # reencrypt: the run keys that were there before
@@ -73,6 +75,7 @@ class Job:
             "root": list(self.root) if self.root else None,
             "assets": list(self.assets),
             "target": str(self.target) if self.target else None,
+            "recipients": list(self.recipients),
             "everything": self.everything,
         }
 
@@ -331,6 +334,7 @@ _EVENTS: Final = {
     Verb.REENCRYPT: "artifact.reencrypted",
     Verb.ENCRYPT: "artifact.encrypted",
     Verb.DOWNLOAD: "artifact.decrypted",
+    Verb.SHARE: "artifact.shared",
 }
 
 

@@ -72,3 +72,14 @@ def check_user_path(path: str | None) -> None:
     """Refuse our own folder as a user's path. Raises EncryptionError."""
     if path and FOLDER in path.split("/"):
         raise EncryptionError(f"artifact path {path!r} is reserved: '{FOLDER}' holds the run keys' records")
+
+
+def readable_path(path: str | None) -> str | None:
+    """`path` without detours, refusing what leads out of the root or into our own folder. Raises EncryptionError."""
+    if not path:
+        return path
+    plain = posixpath.normpath(path)
+    if plain.startswith(("/", "../")) or plain == "..":
+        raise EncryptionError(f"artifact path {path!r} leads out of its root")
+    check_user_path(plain)
+    return "" if plain == "." else plain

@@ -7,10 +7,13 @@ first call. A server that has the plugin installed does not encrypt by accident:
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from securemfg.artifacts.state import STATE
+from securemfg.errors import EncryptionError
 
 Factory: TypeAlias = Callable[..., Any]
 
@@ -33,7 +36,7 @@ class Wrapped:
         self.__name__ = getattr(inner, "__name__", f"{scheme}_repository")  # MLflow names dataset sources after it
 
     def __call__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
-        if STATE.protection is None:
+        if STATE.protection is None or _is_staged(artifact_uri):
             return self.inner(artifact_uri, **named(tracking_uri, registry_uri))
         from securemfg.artifacts.repository import EncryptedRepository
 
@@ -54,10 +57,21 @@ class Resolving(Wrapped):
         repository = self.inner(artifact_uri, **named(tracking_uri, registry_uri))
         if STATE.protection is not None:
             from securemfg.artifacts.refusals import no_bypass, raising
+            from securemfg.artifacts.registration import pinned
 
             no_bypass(repository, artifact_uri, STATE.protection)
-            repository.download_artifacts = raising(repository.download_artifacts)
+            for name, around in (("download_artifacts", raising), ("_download_file", lambda call: call)):
+                setattr(repository, name, around(pinned(getattr(repository, name), repository, artifact_uri)))
         return repository
+
+
+def _is_staged(uri: str) -> bool:
+    """Whether `uri` is a path into staging: no store, but what MLflow is saving or has loaded."""
+    if not uri.startswith("/"):
+        return False
+    from securemfg.artifacts.staging import is_staged
+
+    return is_staged(Path(os.path.normpath(uri)))
 
 
 def _built_in(scheme: str, module: str, name: str) -> Wrapped:
@@ -68,8 +82,33 @@ def _built_in(scheme: str, module: str, name: str) -> Wrapped:
     return Wrapped(scheme, inner)
 
 
-file_repository: Final = _built_in("file", "local_artifact_repo", "LocalArtifactRepository")
-s3_repository: Final = _built_in("s3", "s3_artifact_repo", "S3ArtifactRepository")
-mlflow_artifacts_repository: Final = _built_in("mlflow-artifacts", "mlflow_artifacts_repo", "MlflowArtifactsRepository")
-http_repository: Final = _built_in("http", "http_artifact_repo", "HttpArtifactRepository")
-https_repository: Final = _built_in("https", "http_artifact_repo", "HttpArtifactRepository")
+_OFFERED: Final = {  # by the names that the package's entry points give
+    "file_repository": _built_in("file", "local_artifact_repo", "LocalArtifactRepository"),
+    "s3_repository": _built_in("s3", "s3_artifact_repo", "S3ArtifactRepository"),
+    "mlflow_artifacts_repository": _built_in("mlflow-artifacts", "mlflow_artifacts_repo", "MlflowArtifactsRepository"),
+    "http_repository": _built_in("http", "http_artifact_repo", "HttpArtifactRepository"),
+    "https_repository": _built_in("https", "http_artifact_repo", "HttpArtifactRepository"),
+}
+
+
+def __getattr__(name: str) -> Wrapped:
+    """MLflow asks for an entry point: the moment to turn encryption on where it is to be on from the start."""
+    if name not in _OFFERED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if STATE.protection is None:
+        _begin()
+    return _OFFERED[name]
+
+
+def _begin() -> None:
+    try:
+        from securemfg.artifacts.asked import asked
+
+        if asked():
+            from securemfg.artifacts.activation import inherit
+
+            inherit()
+    except (ImportError, AttributeError) as error:  # MLflow would only warn, and go on in plaintext
+        raise EncryptionError(
+            f"artifacts are to be encrypted here, and securemfg cannot be loaded ({error}): reinstall it"
+        ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from securemfg.artifacts.protection import Protection
+from securemfg.artifacts.reaper import remove
 from securemfg.artifacts.staging import fresh_folder
 from securemfg.artifacts.state import STATE
 from securemfg.errors import EncryptionError, SecureMfgError
@@ -53,22 +54,41 @@ def raising(download: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(download)
     def downloaded(artifact_path: str, dst_path: str | None = None, **options: Any) -> Any:
         protection = STATE.protection
-        if protection is not None and dst_path is None:
-            dst_path = str(fresh_folder(protection.staging))
+        staged = str(fresh_folder(protection.staging)) if protection is not None and dst_path is None else None
+        dst_path = dst_path or staged
         collected: list[SecureMfgError] = []
         _thread.collecting.append(collected)
         try:
             result = download(artifact_path, dst_path, **options)
-        except SecureMfgError:
-            raise
-        except Exception as error:
             if collected:
+                raise collected[0]
+        except BaseException as error:
+            if staged is not None:
+                remove(staged)
+            if collected and isinstance(error, Exception) and not isinstance(error, SecureMfgError):
                 raise collected[0] from error
             raise
         finally:
             _thread.collecting.remove(collected)
-        if collected:
-            raise collected[0]
         return result
 
     return downloaded
+
+
+def surfacing(read: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that raises what was refused while it ran, whatever it made of it."""
+
+    @functools.wraps(read)
+    def surfaced(*arguments: Any, **options: Any) -> Any:
+        collected: list[SecureMfgError] = []
+        _thread.collecting.append(collected)
+        try:
+            return read(*arguments, **options)
+        except Exception as error:
+            if collected and not isinstance(error, SecureMfgError):
+                raise collected[0] from error
+            raise
+        finally:
+            _thread.collecting.remove(collected)
+
+    return surfaced

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,18 +23,25 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository, verify_artif
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from securemfg import context
+from securemfg.artifacts.authenticity import Digests, Reading, signing
 from securemfg.artifacts.keyring import KEYRING
-from securemfg.artifacts.location import Location, Root, check_user_path, join, locate
+from securemfg.artifacts.location import Location, Root, check_user_path, join, locate, readable_path
 from securemfg.artifacts.marking import mark
 from securemfg.artifacts.plugin import Factory, named
 from securemfg.artifacts.protection import Protection
-from securemfg.artifacts.refusals import note
-from securemfg.artifacts.staging import fresh_folder, is_staged, staging_folder
+from securemfg.artifacts.refusals import note, surfacing
+from securemfg.artifacts.staging import (
+    fresh_folder,
+    is_staged,
+    partial_done,
+    partial_folder,
+    room_for,
+)
 from securemfg.artifacts.state import STATE
 from securemfg.artifacts.tombstones import tombstone, tombstone_path
 from securemfg.encryption.message import looks_like_message
 from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RECORDS, RUN_PROVIDER, plaintext_size
-from securemfg.encryption.stream import Message, decrypt_file, encrypt_file, inspect_file
+from securemfg.encryption.stream import Message, Witness, decrypt_file, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
 from securemfg.settings import PlaintextReads
 
@@ -57,10 +66,13 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         registry_uri: str | None = None,
     ) -> None:
         super().__init__(artifact_uri, **named(tracking_uri, registry_uri))
+        self.tracking_uri, self.registry_uri = tracking_uri, registry_uri  # MLflow 2 keeps neither
+        self._factory = factory
         self._make: Factory = lambda uri: factory(uri, **named(tracking_uri, registry_uri))
         self._inner = self._make(artifact_uri)
         self._roots: dict[str, ArtifactRepository] = {artifact_uri.rstrip("/"): self._inner}
         self._downloads: dict[str, SecureMfgError | None] = {}  # folder being filled -> why it was refused
+        self._readings: dict[str, Reading] = {}  # folder being filled -> what is compared before it is seen
 
     def _create_thread_pool(self) -> ThreadPoolExecutor:
         return _CarryingPool(max_workers=self.max_workers, thread_name_prefix="securemfg-artifacts")
@@ -77,12 +89,12 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         if not source.is_file():
             raise EncryptionError(f"{source} is not a file: nothing was logged")
         path = posixpath.join(artifact_path or "", source.name)
-        with self._refused_is_audited(protection, path):
+        with self._refused_is_audited(protection, path), signing(self, protection, path, source) as signed:
             if isinstance(self._inner, LocalArtifactRepository):
-                self._encrypt(protection, source, path, self._local(path, make=True))
+                self._encrypt(protection, source, path, self._local(path, make=True), signed)
             else:
                 with _on_its_way() as folder:
-                    self._encrypt(protection, source, path, folder / source.name)
+                    self._encrypt(protection, source, path, folder / source.name, signed)
                     self._inner.log_artifact(str(folder / source.name), artifact_path)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
@@ -94,23 +106,28 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         base = Path(local_dir)
         if not base.is_dir():
             raise EncryptionError(f"{base} is not a folder: nothing was logged")
-        with self._refused_is_audited(protection, artifact_path or "."):
+        with (
+            self._refused_is_audited(protection, artifact_path or "."),
+            signing(self, protection, artifact_path, base) as signed,
+        ):
             if isinstance(self._inner, LocalArtifactRepository):
-                self._encrypt_tree(protection, base, artifact_path, self._local(artifact_path or "", make=True))
+                self._encrypt_tree(protection, base, artifact_path, self._local(artifact_path or "", make=True), signed)
             else:
                 for source, path in self._files(base, artifact_path):  # one at a time: no second copy of all of it
                     with _on_its_way() as folder:
-                        self._encrypt(protection, source, path, folder / source.name)
+                        self._encrypt(protection, source, path, folder / source.name, signed)
                         self._inner.log_artifact(str(folder / source.name), posixpath.dirname(path) or None)
 
-    def _encrypt_tree(self, protection: Protection, base: Path, artifact_path: str | None, target: Path) -> None:
+    def _encrypt_tree(
+        self, protection: Protection, base: Path, artifact_path: str | None, target: Path, signed: Digests | None
+    ) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for folder, folders, _ in os.walk(base):
             for name in folders:
                 check_user_path(name)
                 (target / Path(folder).relative_to(base) / name).mkdir(exist_ok=True)
         for source, path in self._files(base, artifact_path):
-            self._encrypt(protection, source, path, target / source.relative_to(base))
+            self._encrypt(protection, source, path, target / source.relative_to(base), signed)
 
     @staticmethod
     def _files(base: Path, artifact_path: str | None) -> Iterator[tuple[Path, str]]:
@@ -122,10 +139,11 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
                 check_user_path(path)
                 yield source, path
 
-    def _encrypt(self, protection: Protection, source: Path, path: str, target: Path) -> None:
+    def _encrypt(self, protection: Protection, source: Path, path: str, target: Path, signed: Digests | None) -> None:
         location = self._location(path)
         key = KEYRING.for_writing(location.root, self, protection)
-        message = encrypt_file(source, target, key=key, context=location.binding, durable=False)
+        witness = partial(signed.__setitem__, location.path) if signed is not None else None
+        message = encrypt_file(source, target, key=key, context=location.binding, durable=False, witness=witness)
         protection.written[0] += 1
         protection.written[1] += message.plaintext_length
         protection.emit(
@@ -142,15 +160,18 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         if protection is None:
             self._inner._download_file(remote_file_path, local_path)
             return
-        check_user_path(remote_file_path)
+        remote_file_path = readable_path(remote_file_path) or ""
+        filling = next((one for one in list(self._readings) if str(local_path).startswith(f"{one}/")), None)
         try:
+            reading = self._readings[filling] if filling else Reading(self, protection, remote_file_path, alone=True)
+            witness = reading.witness(remote_file_path)
             if isinstance(self._inner, LocalArtifactRepository):
-                self._decrypt(protection, self._local(remote_file_path), remote_file_path, Path(local_path))
+                self._take_in(protection, self._local(remote_file_path), remote_file_path, Path(local_path), witness)
             else:
                 with _on_its_way() as folder:
                     stored = folder / "stored"
                     self._inner._download_file(remote_file_path, str(stored))
-                    self._decrypt(protection, stored, remote_file_path, Path(local_path))
+                    self._take_in(protection, stored, remote_file_path, Path(local_path), witness)
         except SecureMfgError as error:
             protection.emit(
                 "artifact.refused",
@@ -159,12 +180,17 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
                 outcome="denied",
                 reason=str(error),
             )
-            for filling in list(self._downloads):
-                if str(local_path).startswith(filling):
-                    self._downloads[filling] = error
+            if filling in self._downloads:
+                self._downloads[filling] = error
+            else:
+                note(error)
             raise
 
-    def _decrypt(self, protection: Protection, stored: Path, path: str, target: Path) -> None:
+    def _take_in(self, protection: Protection, stored: Path, path: str, target: Path, witness: Witness | None) -> None:
+        with room_for(target, stored.stat().st_size if stored.is_file() else 0):
+            self._decrypt(protection, stored, path, target, witness)
+
+    def _decrypt(self, protection: Protection, stored: Path, path: str, target: Path, witness: Witness | None) -> None:
         location = locate(self.artifact_uri, path)
         if not stored.is_file():
             raise MlflowException(f"No such artifact: {path!r}")
@@ -172,6 +198,9 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             start = file.read(8)
         if not looks_like_message(start):
             self._plaintext(protection, stored, path, target, located=location is not None)
+            if witness is not None:
+                with target.open("rb") as copy:
+                    witness(hashlib.file_digest(copy, "sha256").hexdigest())
             return
         if location is None:
             raise DecryptionError(
@@ -183,7 +212,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         if not ids:
             raise DecryptionError(f"artifact {path!r} was not written for a run key: recipients {claimed.recipients}")
         keys = [KEYRING.for_reading(key_id, location.root, self, protection) for key_id in ids]
-        message = decrypt_file(stored, target, key=keys, context=location.binding, durable=False)
+        message = decrypt_file(stored, target, key=keys, context=location.binding, durable=False, witness=witness)
         protection.emit(
             "artifact.decrypted",
             resource=location.path,
@@ -215,19 +244,20 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         protection = STATE.protection
         if protection is None:
             return str(self._inner.download_artifacts(artifact_path, dst_path))
-        check_user_path(artifact_path)
+        artifact_path = readable_path(artifact_path) or ""
+        reading = Reading(self, protection, artifact_path)
         if locate(self.artifact_uri, artifact_path) is None and _is_scratch(self._inner):
             # where it lies, as without us: MLflow looks for what it has put beside it
             return str(self._inner.download_artifacts(artifact_path, dst_path))
         if dst_path is not None and not os.path.isdir(dst_path):
             return str(super().download_artifacts(artifact_path, dst_path))  # says what is wrong with it
         dst_path = os.path.abspath(dst_path) if dst_path is not None else None
-        folder = (
-            Path(tempfile.mkdtemp(prefix=".securemfg-", dir=dst_path)) if dst_path else fresh_folder(protection.staging)
-        )
+        folder = partial_folder(Path(dst_path)) if dst_path else fresh_folder(protection.staging)
         self._downloads[str(folder)] = None
+        self._readings[str(folder)] = reading
         try:
             downloaded = Path(super().download_artifacts(artifact_path, str(folder)))
+            reading.check()
             if dst_path is None:
                 return str(downloaded)
             _move_into(folder, Path(dst_path))  # nothing is seen before all of it was verified
@@ -245,12 +275,18 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
                 note(error)
             raise
         finally:
+            partial_done(folder)
             del self._downloads[str(folder)]
+            del self._readings[str(folder)]
+
+    # MLflow says "not found" for whatever goes wrong with a trace: a refusal is said as one
+    if hasattr(ArtifactRepository, "download_trace_data"):  # old MLflow has no traces
+        download_trace_data = surfacing(ArtifactRepository.download_trace_data)
 
     # -- lists and deletes ------------------------------------------------------------------------------------------
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        check_user_path(path)
+        path = readable_path(path)
         listed = [info for info in self._inner.list_artifacts(path) if posixpath.basename(info.path) != FOLDER]
         return listed if STATE.protection is None else [self._sized(info) for info in listed]
 
@@ -276,8 +312,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         return bool(self._inner._is_directory(artifact_path))
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        check_user_path(artifact_path)
-        self._inner.delete_artifacts(artifact_path)
+        self._inner.delete_artifacts(readable_path(artifact_path))
 
     def get_local_path(self, artifact_path: str) -> str | None:
         """None while active: the stored file is ciphertext, so it has to be downloaded."""
@@ -287,7 +322,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
 
     def put_record(self, root: Root, path: str, data: bytes) -> None:
         folder, name = posixpath.split(path)
-        with tempfile.TemporaryDirectory(dir=staging_folder(self._staging())) as temporary:
+        with _on_its_way() as temporary:
             record = Path(temporary, name)
             record.write_bytes(data)
             self._at(root).log_artifact(str(record), folder)
@@ -306,17 +341,29 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             why = erased or f"it was erased, or the store is out of reach ({error})"
             raise KeyUnavailable(f"the run key's record {root.uri}/{path} cannot be had: {why}") from error
 
-    def _small(self, inner: ArtifactRepository, path: str) -> bytes:
-        with tempfile.TemporaryDirectory(dir=staging_folder(self._staging())) as temporary:
+    def at(self, root: Root) -> EncryptedRepository:
+        """The repository of a whole root, for one that was made for a folder of it."""
+        made: EncryptedRepository = EncryptedRepository(self._factory, root.uri, self.tracking_uri, self.registry_uri)
+        return made
+
+    def has_file(self, root: Root, path: str) -> bool:
+        """Whether there is a file at `path` below `root`, records and manifests too."""
+        folder, name = posixpath.split(path)
+        return name in {posixpath.basename(info.path) for info in self._at(root).list_artifacts(folder)}
+
+    def get_small(self, root: Root, path: str, most: int) -> bytes:
+        """A file of at most `most` bytes below `root`, records and manifests too. Raises what the store raises."""
+        return self._small(self._at(root), path, most)
+
+    def _small(self, inner: ArtifactRepository, path: str, most: int = MAX_RECORD) -> bytes:
+        with _on_its_way() as temporary:
             local = Path(temporary, "record")
             if isinstance(inner, LocalArtifactRepository):
                 local = Path(inner.artifact_dir, path)
             else:
                 inner._download_file(path, str(local))
-            if local.stat().st_size > MAX_RECORD:
-                raise KeyUnavailable(
-                    f"the run key's record {inner.artifact_uri}/{path} is longer than {MAX_RECORD} bytes"
-                )
+            if local.stat().st_size > most:
+                raise KeyUnavailable(f"{inner.artifact_uri}/{path} is longer than {most} bytes: no file of ours")
             return local.read_bytes()
 
     # -- small parts ------------------------------------------------------------------------------------------------
@@ -327,14 +374,14 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             self._roots[uri] = self._make(uri)
         return self._roots[uri]
 
-    def _staging(self) -> Path | None:
-        protection = STATE.protection
-        return protection.staging if protection is not None else None
-
     def _protection_for_writing(self) -> Protection | None:
         """The rules for a write, or None when it goes out as it is. Raises EncryptionError when we lost a scheme."""
         protection = STATE.protection
-        if protection is None or protection.sensitivity() < protection.encrypt_from:
+        if protection is None:  # a queue or a pool kept it: what was meant to be encrypted does not go out plain
+            raise EncryptionError(
+                "encryption was switched off while this was on its way: nothing was written; log it again"
+            )
+        if protection.sensitivity() < protection.encrypt_from:
             return None
         STATE.check_ownership()
         return protection

@@ -1,11 +1,16 @@
-"""Whether encrypted artifacts are on in this process, and for whom. One object, shared by the room's files."""
+"""Whether encrypted artifacts are on in this process, and for whom. One object, shared by the room's files.
+
+MLflow loads this with the plugin, and goes on in plaintext when that fails: nothing is imported here that could.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from securemfg.artifacts.protection import Protection
+if TYPE_CHECKING:
+    from securemfg.artifacts.protection import Protection
 
 
 class State:

@@ -17,6 +17,7 @@ from securemfg.artifacts.bulk import Job, Outcome, State, Verb, is_ours, record_
 from securemfg.artifacts.keyring import KEYRING
 from securemfg.artifacts.location import Location, Root
 from securemfg.artifacts.protection import Protection
+from securemfg.artifacts.signed_stores import check_manifest, is_manifest, must_be_signed
 from securemfg.artifacts.stores import LocalStore, Records, S3Store, Stored, open_store
 from securemfg.artifacts.tombstones import Tombstone, tombstone_path
 from securemfg.context import Emit
@@ -98,10 +99,20 @@ def _record(piece: Piece) -> Outcome:
     """A record opens with the keys at hand, and is bound to where it lies."""
     key_id = record_id(piece.address)
     found = piece.job.located(piece.address)
+    if is_manifest(piece.address) and found is not None:
+        return _manifest(piece, Location(*found))
     if key_id is None or found is None:
         return piece.outcome(State.SKIPPED, "no record of a run key")
     KEYRING.for_reading(key_id, found[0], Records(piece.store), piece.rules)
     return piece.outcome(State.DONE, kind="run-key", key=key_id)
+
+
+def _manifest(piece: Piece, location: Location) -> Outcome:
+    """A model's manifest is signed by a pinned key, and names exactly the files that are stored."""
+    if piece.rules.signatures is None or not piece.rules.signatures.required:
+        return piece.outcome(State.SKIPPED, "a manifest, and artifacts.signers is not set")
+    check_manifest(piece.store, location, piece.rules)
+    return piece.outcome(State.DONE, kind="manifest")
 
 
 def _verify(piece: Piece) -> Outcome:
@@ -112,6 +123,7 @@ def _verify(piece: Piece) -> Outcome:
     if not looks_like_message(header):
         return piece.outcome(State.FAILED, "is not encrypted: planted, or older than securemfg")
     keys = piece.keys(location, header)
+    must_be_signed(piece.store, location, piece.rules)
     with piece.store.fetched(piece.address) as stored:
         message = verify_file(stored, key=keys, context=location.binding)
     return piece.outcome(State.DONE, size=message.plaintext_length, key=keys[0].key_id)
@@ -247,11 +259,38 @@ def _rewrap(piece: Piece) -> Outcome:
     return piece.outcome(State.DONE, kind="run-key", key=key_id, fates=older)
 
 
+# -- share: a copy for somebody else ----------------------------------------------------------------------------------
+
+
+def _share(piece: Piece) -> Outcome:
+    """Encrypt a copy anew, under a run key that is for the given keys alone; the record here gets no recipient."""
+    assert piece.job.target is not None
+    location = piece.location()
+    header = piece.start()
+    if location is None:
+        return piece.outcome(State.SKIPPED, _ELSEWHERE)
+    if not looks_like_message(header):
+        return piece.outcome(State.FAILED, "is not encrypted: 'securemfg artifacts encrypt' first, or copy it as it is")
+    keys = piece.keys(location, header)
+    place = piece.job.target / location.root.id / "artifacts"
+    root = Root(str(place), location.root.kind, location.root.id)
+    opened = {"shared": tuple(piece.rules.open_key(text) for text in piece.job.recipients)}
+    fresh = KEYRING.for_writing(root, Records(LocalStore(place)), piece.rules, opened)
+    target = Path(os.path.normpath(place / location.path))
+    if place not in target.parents:
+        raise EncryptionError(f"{piece.address} would be written outside {place}: its name was made up")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with piece.store.fetched(piece.address) as stored:
+        message = reencrypt_file(stored, target, key=keys, new_key=fresh, context=location.binding)
+    return piece.outcome(State.DONE, size=message.plaintext_length, key=fresh.key_id)
+
+
 _ARTIFACT: Final[Mapping[Verb, Callable[[Piece], Outcome]]] = {
     Verb.VERIFY: _verify,
     Verb.DOWNLOAD: _download,
     Verb.ENCRYPT: _encrypt,
     Verb.REENCRYPT: _reencrypt,
+    Verb.SHARE: _share,
 }
 
 

@@ -40,9 +40,10 @@ KeepVersions = Annotated[
 
 def add_to(root: typer.Typer) -> None:
     group = typer.Typer(
-        help="Verify, rewrap, reencrypt, encrypt, download or erase a store's artifacts.", no_args_is_help=True
+        help="Verify, sign, rewrap, reencrypt, encrypt, download, share or erase a store's artifacts.",
+        no_args_is_help=True,
     )
-    for verb in (verify, rewrap, reencrypt, encrypt, download, erase):
+    for verb in (verify, sign, rewrap, reencrypt, encrypt, download, share, erase):
         group.command(verb.__name__)(verb)
     root.add_typer(group, name="artifacts")
 
@@ -50,9 +51,33 @@ def add_to(root: typer.Typer) -> None:
 def verify(
     uri: Uri, *, root: RootOption = None, workers: Workers = None, dask: Dask = None, as_json: Json = False
 ) -> None:
-    """Verify every artifact and every run key's record, to the last tag. Exit 1 when anything is wrong."""
+    """Verify every artifact, every run key's record and every model's manifest. Exit 1 when anything is wrong."""
     with ends_well(as_json=as_json) as speaker:
         _work(speaker, "verify", uri, root, workers, dask, as_json=as_json)
+
+
+def sign(
+    uri: Annotated[str, typer.Argument(help="A folder, an s3:// prefix, or an address like models:/NAME/VERSION.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Sign the models that are stored there, as they are now: whoever signs vouches for them.
+
+    For what was logged without a signer, or encrypted anew. A registered version is pinned to its manifest.
+    """
+    with ends_well(as_json=as_json) as speaker:
+        from securemfg.artifacts.signed_stores import sign_models
+        from securemfg.workflow import default_workflow
+
+        workflow = default_workflow()
+        with _enforced(workflow):
+            workflow.activate_artifacts()
+            signed = sign_models(uri if _through_mlflow(uri) else _absolute(uri), workflow.protection)
+        if as_json:
+            rows = [{"model": m.name, "files": len(m.files), "manifest": m.pin, "signer": m.signed_by} for m in signed]
+            speaker.json({"signed": rows})
+        for one in () if as_json else signed:
+            speaker.say(f"signed {one.name}: {len(one.files)} files, {one.pin}, by {one.signed_by}")
 
 
 def rewrap(
@@ -124,10 +149,42 @@ def download(
     """Decrypt artifacts into a folder. Also takes runs:/ and models:/ addresses."""
     with ends_well(as_json=as_json) as speaker:
         output.mkdir(parents=True, exist_ok=True)
-        if uri.split(":", 1)[0] in {"runs", "models", "mlflow-artifacts", "http", "https"}:
+        if _through_mlflow(uri):
             _download_through_mlflow(speaker, uri, output, as_json=as_json)
             return
         _work(speaker, "download", uri, root, workers, None, as_json=as_json, target=output.absolute())
+
+
+def share(
+    uri: Uri,
+    *,
+    key: Annotated[
+        list[str], typer.Option("--key", help="Who the copy is for, like rsa:supplier.pem; repeat for several.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the copy, to hand over as it is.")],
+    root: RootOption = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Make a copy for somebody else's keys, under fresh run keys: nobody is added to what is stored here."""
+    with ends_well(as_json=as_json) as speaker:
+        from securemfg.workflow import default_workflow
+
+        for text in key:
+            default_workflow().keys.open(text, origin="--key")
+        output.mkdir(parents=True, exist_ok=True)
+        _work(speaker, "share", uri, root, workers, None, as_json=as_json, target=output.absolute(),
+              recipients=tuple(_absolute_key(text) for text in key))  # fmt: skip
+
+
+def _absolute_key(text: str) -> str:
+    """A key's text whose path means the same wherever it is opened."""
+    scheme, _, rest = text.partition(":")
+    return f"{scheme}:{Path(rest).expanduser().absolute()}" if scheme in {"local", "rsa"} else text
+
+
+def _through_mlflow(uri: str) -> bool:
+    return uri.split(":", 1)[0] in {"runs", "models", "mlflow-artifacts", "http", "https"}
 
 
 def _download_through_mlflow(speaker: Speaker, uri: str, output: Path, *, as_json: bool) -> None:

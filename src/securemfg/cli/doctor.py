@@ -65,6 +65,7 @@ def doctor(
 def _results(workflow: Workflow, endpoints: list[str]) -> Iterator[Result]:
     yield from _settings(workflow)
     yield from _guarded("keys", lambda: _keys(workflow))
+    yield from _guarded("signed models", lambda: _signing(workflow))
     yield from _guarded("encryption", _encryption)
     yield from _guarded("mlflow plugin", lambda: _plugin(workflow))
     yield from _guarded("audit journal", lambda: _journal(workflow))
@@ -109,6 +110,22 @@ def _keys(workflow: Workflow) -> Iterator[Result]:
             yield Result("keys", OK, f"{one.name}: {one.key!r} can be opened")
         else:
             yield Result("keys", WARN if workflow.config.embedded else FAIL, one.problem)
+
+
+def _signing(workflow: Workflow) -> Iterator[Result]:
+    signatures = workflow.signatures
+    if not signatures.required:
+        text = "models are not signed: who can read one can put another in its place; set artifacts.signer and .signers"
+        yield Result("signed models", WARN, text)
+    elif workflow.config.embedded:
+        yield Result("signed models", OK, "signed with the embedded default's own key, made when it is first needed")
+    else:
+        pinned = signatures.pinned()
+        signer = signatures.signer()
+        names = ", ".join(f"{key.name} ({key.hint[:16]})" for key in pinned)
+        yield Result("signed models", OK, f"pinned: {names}; " + (f"signs with {signer!r}" if signer else "signs none"))
+        if signer is not None and not {key.hint for key in signer.verifying_keys()} & {key.hint for key in pinned}:
+            yield Result("signed models", FAIL, f"{signer!r} is not among artifacts.signers: what it signs is refused")
 
 
 def _encryption() -> Iterator[Result]:

@@ -19,7 +19,7 @@ PROVIDER: Final = "aws-kms"
 _ARN: Final = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
 
 _REFUSED: Final = {
-    "AccessDeniedException": "access is denied: the role needs kms:GenerateDataKey and kms:Decrypt on it",
+    "AccessDeniedException": "access is denied: the role needs {rights} on it",
     "DisabledException": "it is disabled: enable it in KMS",
     "KMSInvalidStateException": "its state forbids it (pending deletion, or its import has expired): see it in KMS",
     "NotFoundException": "it does not exist in that account and region, or was deleted",
@@ -47,7 +47,14 @@ class AwsKmsKey:
 
     remote: Final = True  # unwrapping asks the service
 
-    def __init__(self, arn: str, *, origin: str = "argument", client: Callable[[str], Any] = kms_client) -> None:
+    def __init__(
+        self,
+        arn: str,
+        *,
+        origin: str = "argument",
+        client: Callable[[str], Any] = kms_client,
+        rights: str = "kms:GenerateDataKey and kms:Decrypt",  # for the message when KMS refuses
+    ) -> None:
         match = _ARN.fullmatch(arn)
         if match is None:
             raise ConfigError(
@@ -58,6 +65,7 @@ class AwsKmsKey:
         self.recipient = f"{PROVIDER}/{arn}"
         self._region = match["region"]
         self._origin = origin
+        self._rights = rights
         self._make = client
         self._client: Any = None
 
@@ -66,19 +74,19 @@ class AwsKmsKey:
 
     def generate(self, context: Context) -> tuple[bytes, EncryptedDataKey]:
         """A new data key and its wrapping, in one call. Raises KeyUnavailable."""
-        reply = self._call(
+        reply = self.call(
             "generate_data_key", KeyId=self.arn, NumberOfBytes=KEY_LENGTH, EncryptionContext=dict(context)
         )
         return self._plaintext(reply), self._wrapped(reply)
 
     def wrap(self, data_key: bytes, context: Context) -> EncryptedDataKey:
-        return self._wrapped(self._call("encrypt", KeyId=self.arn, Plaintext=data_key, EncryptionContext=dict(context)))
+        return self._wrapped(self.call("encrypt", KeyId=self.arn, Plaintext=data_key, EncryptionContext=dict(context)))
 
     def matches(self, edk: EncryptedDataKey) -> bool:
         return edk.provider == PROVIDER and edk.info == self.arn.encode()
 
     def unwrap(self, edk: EncryptedDataKey, context: Context) -> bytes:
-        reply = self._call(
+        reply = self.call(
             "decrypt", KeyId=self.arn, CiphertextBlob=edk.ciphertext, EncryptionContext=dict(context)
         )  # KeyId is given, so that KMS uses no other key than the one the settings name
         self._check_key(reply)
@@ -89,11 +97,11 @@ class AwsKmsKey:
 
         Rights needed besides: kms:DescribeKey, kms:ScheduleKeyDeletion.
         """
-        known = self._call("describe_key", KeyId=self.arn)["KeyMetadata"]
+        known = self.call("describe_key", KeyId=self.arn)["KeyMetadata"]
         until = known.get("DeletionDate")
         if known.get("KeyState") not in {"PendingDeletion", "PendingReplicaDeletion"}:
             window = min(30, max(7, days))
-            reply = self._call("schedule_key_deletion", KeyId=str(known["KeyId"]), PendingWindowInDays=window)
+            reply = self.call("schedule_key_deletion", KeyId=str(known["KeyId"]), PendingWindowInDays=window)
             until = reply.get("DeletionDate")
         fates = (
             [Fate.scheduled(self.arn, until, "KMS refuses its use already; 'kms cancel-key-deletion' stops it")]
@@ -111,7 +119,8 @@ class AwsKmsKey:
             )
         return fates
 
-    def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+    def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """KMS's reply. Raises KeyUnavailable, or DecryptionError where a ciphertext is at fault."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if self._client is None:
@@ -130,7 +139,7 @@ class AwsKmsKey:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if operation == "decrypt" and code in _MISMATCH:
             raise DecryptionError(f"key {self.arn} does not open it: changed, or another key or context") from error
-        why = _REFUSED.get(code, f"KMS answered {code or error}")
+        why = _REFUSED.get(code, f"KMS answered {code or error}").replace("{rights}", self._rights)
         raise KeyUnavailable(f"key {self.arn} cannot be used ({self._origin}): {why}") from error
 
     def _plaintext(self, reply: dict[str, Any]) -> bytes:

@@ -159,8 +159,7 @@ def encrypt_file(
     """Encrypt a file for every key in `key`, as an AWS Encryption SDK v2 message (suite 0x0478, 1 MiB frames).
 
     `context` is bound to the message and stays readable in it. `durable` fsyncs file and folder. `target` gets the
-    source's mode and appears whole or not at all; `witness` is told the message's digest before. Raises
-    EncryptionError, KeyUnavailable.
+    source's mode and appears whole or not at all, after `witness` was told its digest. Raises EncryptionError.
     """
     source, target = Path(source), Path(target)
     keys = open_keys(key)
@@ -352,8 +351,8 @@ def decrypt_file(
     """Decrypt a message that one of `key` opens. Every pair of `context` must be in the message's.
 
     Nothing reaches `target` before the last frame has been verified. `suites` are those without key commitment that may
-    be read: none, unless the settings name them (`Config.read_suites`). `witness` is told the digest of the message as it
-    was read, before `target` appears. Raises DecryptionError, KeyUnavailable.
+    be read: none, unless the settings name them (`Config.read_suites`). `witness` is told the digest of the message as
+    it was read, before `target` appears. Raises DecryptionError, KeyUnavailable.
     """
     source, target = Path(source), Path(target)
     keys = open_keys(key)

@@ -19,7 +19,7 @@ from securemfg.encryption.message import KEY_LENGTH, Context, EncryptedDataKey, 
 from securemfg.errors import ConfigError, CredentialDenied, CredentialError, DecryptionError, KeyUnavailable
 
 PROVIDER: Final = "vault-transit"
-_PATH: Final = re.compile(r"(?P<mount>[\w.-]+(?:/[\w.-]+)*)/(?P<name>[\w.-]+)")
+PATH: Final = re.compile(r"(?P<mount>[\w.-]+(?:/[\w.-]+)*)/(?P<name>[\w.-]+)")
 _OTHER: Final = b"securemfg: not the context that it was wrapped with"
 
 
@@ -37,7 +37,7 @@ class VaultTransitKey:
     remote: Final = True  # unwrapping asks the service
 
     def __init__(self, path: str, *, vault: Callable[[], Requests], origin: str = "argument") -> None:
-        match = _PATH.fullmatch(path)
+        match = PATH.fullmatch(path)
         if match is None:
             raise ConfigError(f"a transit key must be like 'vault-transit:transit/NAME', got {path!r} ({origin})")
         self.path = path

@@ -53,6 +53,7 @@ def rules(**more: Any) -> Protection:
         writing_keys=lambda: {"default": (KEY,)},
         keys_for=lambda _assets: {"default": (KEY,)},
         group=lambda name: (name, (KEY,)),
+        open_key=lambda _text: KEY,
         reading_keys=lambda: (KEY,),
         sensitivity=lambda: Sensitivity.INTERNAL,
         encrypt_from=Sensitivity.INTERNAL,

@@ -1,0 +1,196 @@
+"""Registered versions and their manifests: pinned as they are registered, expected as they are loaded.
+
+The pin is a tag of the version, in the registry: who can write to the artifact store alone cannot change it. Loaded
+with the activation, so what takes long to import is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import posixpath
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from securemfg.artifacts.state import STATE
+from securemfg.errors import DecryptionError
+from securemfg.transport.arrival import Watch
+
+if TYPE_CHECKING:
+    from securemfg.artifacts.location import Location
+    from securemfg.artifacts.protection import Protection
+
+TAG: Final = "securemfg.manifest"
+_CLIENT: Final = "mlflow.tracking._model_registry.client"
+_PROMPT: Final = "mlflow.prompt.is_prompt"  # prompts are registered models without artifacts
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def pinned(download: Callable[..., Any], resolver: Any, uri: str) -> Callable[..., Any]:
+    """A resolver's download that expects the manifest its registered version is pinned to."""
+
+    @functools.wraps(download)
+    def downloaded(*args: Any, **options: Any) -> Any:
+        protection = STATE.protection
+        signatures = protection.signatures if protection is not None else None
+        version = _version(resolver, uri) if signatures is not None and signatures.required else None
+        if version is None:
+            return download(*args, **options)
+        from securemfg.artifacts.authenticity import Pin, expecting
+
+        tags = _client(resolver).get_model_version(*version).tags
+        with expecting(Pin("/".join(version), tags.get(TAG))):
+            return download(*args, **options)
+
+    return downloaded
+
+
+def _version(resolver: Any, uri: str) -> tuple[str, str] | None:
+    """Name and version that a `models:` resolver was made for, or None for a logged model."""
+    name, version = getattr(resolver, "model_name", None), getattr(resolver, "model_version", None)
+    if name is not None and version is not None:
+        return str(name), str(version)
+    if not uri.startswith("models:") or getattr(resolver, "is_logged_model_uri", False):
+        return None
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    found = get_model_name_and_version(_client(resolver), uri)
+    return (str(found[0]), str(found[1])) if len(found) == 2 else None
+
+
+def _client(resolver: Any) -> Any:
+    import mlflow
+
+    return mlflow.MlflowClient(registry_uri=getattr(resolver, "registry_uri", None) or mlflow.get_registry_uri())
+
+
+# -- registering ------------------------------------------------------------------------------------------------------
+
+
+def pin_of(source: str, protection: Protection) -> str | None:
+    """The pin of the model at `source` (any URI of MLflow's), its manifest verified; None when nobody signs here.
+
+    Raises DecryptionError.
+    """
+    signatures = protection.signatures
+    if signatures is None or not signatures.required:
+        return None
+    from securemfg.artifacts.authenticity import name_of
+    from securemfg.artifacts.manifest import FILE, MAX_MANIFEST, verified
+
+    tried: list[str] = []
+    for repository, location in stored_at(source):
+        path = posixpath.join(location.path, FILE)
+        try:
+            bundle = repository.get_small(location.root, path, MAX_MANIFEST)
+        except Exception as error:  # noqa: BLE001 - every store has errors of its own for "not there"
+            tried.append(f"{name_of(location.root, location.path)}: {error}"[:200])
+            continue
+        manifest = verified(bundle, signatures.pinned(), origin=signatures.origin)
+        if manifest.name != name_of(location.root, location.path):
+            raise DecryptionError(f"the manifest at {source} is that of {manifest.name}: it was moved or swapped")
+        return manifest.pin
+    raise DecryptionError(
+        f"{source} is not signed, so no version can be pinned to it: log it where artifacts.signer is set, or, if you "
+        f"trust what is stored, 'securemfg artifacts sign' it ({'; '.join(tried) or 'it belongs to no run or model'})"
+    )
+
+
+def stored_at(uri: str) -> Iterator[tuple[Any, Location]]:
+    """Our repositories that a URI of MLflow's leads to, each with its place: of `runs:` the run's, then the model's."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    from securemfg.artifacts.location import locate
+    from securemfg.artifacts.repository import EncryptedRepository
+
+    repository: Any = get_artifact_repository(uri)
+    while not isinstance(repository, EncryptedRepository):
+        logged = getattr(repository, "_get_logged_model_artifact_repo", None)
+        inner = getattr(repository, "repo", None)
+        if inner is None:
+            return
+        if logged is not None and isinstance(inner, EncryptedRepository):
+            location = locate(inner.artifact_uri)
+            if location is not None:
+                yield inner, location
+            run_id, path = repository.parse_runs_uri(repository.artifact_uri)
+            inner = logged(run_id=run_id, name=path) if path else None
+            if inner is None:
+                return
+        repository = inner
+    location = locate(repository.artifact_uri)
+    if location is not None:
+        yield repository, location
+
+
+def pin_version(uri: str, pin: str) -> None:
+    """Pin the registered version that a `models:` address names, if it names one."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    resolver = get_artifact_repository(uri)
+    version = _version(resolver, uri)
+    if version is not None:
+        _client(resolver).set_model_version_tag(*version, TAG, pin)
+
+
+def _registering(create: Callable[..., Any]) -> Callable[..., Any]:
+    """The registry client's `create_model_version`, which tags the version with its pin."""
+    signature = inspect.signature(create)
+
+    @functools.wraps(create)
+    def created(*args: Any, **options: Any) -> Any:
+        protection = STATE.protection
+        if protection is None:
+            return create(*args, **options)
+        bound = signature.bind(*args, **options)
+        tags = bound.arguments.get("tags") or {}
+        if _PROMPT in tags:
+            return create(*args, **options)
+        source = str(bound.arguments["source"])
+        try:
+            pin = pin_of(source, protection)
+        except DecryptionError as error:
+            enforcing = protection.enforcing
+            protection.emit(
+                "artifact.refused",
+                resource=source,
+                kind="model",
+                outcome="denied" if enforcing else "failure",
+                reason=str(error),
+            )
+            if enforcing:
+                raise
+            pin = None
+        bound.arguments["tags"] = {**tags, TAG: pin} if pin else tags
+        return create(*bound.args, **bound.kwargs)
+
+    return created
+
+
+_replaced: list[tuple[Any, Any]] = []
+
+
+def _take_over(module: str) -> None:
+    client = sys.modules[module].ModelRegistryClient
+    if not _replaced:
+        _replaced.append((client, client.create_model_version))
+        client.create_model_version = _registering(client.create_model_version)
+
+
+_watch = Watch([_CLIENT], _take_over)
+
+
+def start() -> None:
+    """Pin what is registered from now on. Works before or after MLflow is imported."""
+    _watch.start()
+
+
+def stop() -> None:
+    """MLflow's registry client is as it was."""
+    _watch.stop()
+    while _replaced:
+        client, create = _replaced.pop()
+        client.create_model_version = create
