@@ -7,6 +7,7 @@ changes. The syntax stays that of Python 3.6, so that an old Python can say that
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -119,6 +120,7 @@ for folder in sorted(Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv"
     os.environ["PATH"] += os.pathsep + str(folder)
 
 PYPROJECT = ROOT / "pyproject.toml"
+ONE_WORKER = "from securemfg.encryption.frames import parallel; assert not parallel(), 'cryptography is 50 or newer'"
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # a file's tests share their servers
 
 
@@ -185,12 +187,84 @@ def unit(session):
 def old_cryptography(session):
     """Encryption with the oldest cryptography that is supported, which holds the GIL: the path of one worker."""
     install(session, "old-cryptography", takes="half a minute")
-    older = "from securemfg.encryption.frames import parallel; assert not parallel(), 'cryptography is 50 or newer'"
-    session.run("python", "-c", older)
+    session.run("python", "-c", ONE_WORKER)
     faults = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/fault/test_encryption_*.py"))
     places = ("tests/unit/encryption", "tests/property", "tests/vectors", *faults)
     session.run("python", "-m", "pytest", *PARALLEL, *places, *session.posargs)
     session.run("python", "-m", "pytest", "tests/unit/cli/test_doctor.py", "-k", "path", "-q")
+
+
+def up_to(*newest):
+    """A session's Python: the one that runs nox, or `newest` where that one is newer than what it tests can take."""
+    return None if sys.version_info[:2] <= newest else "{}.{}".format(*newest)
+
+
+def on_mlflow(session, *places):
+    """The tests named, or tests/compat's workload, in an environment that is installed; says on which MLflow."""
+    session.run("python", "-c", "import mlflow; print('MLflow', mlflow.__version__)")
+    session.run("python", "-m", "pytest", *(places or ("tests/compat/test_mlflow_versions.py",)), *session.posargs)
+
+
+@nox.session(python=up_to(3, 12))
+def mlflow_2_8(session):
+    """Encrypted artifacts on MLflow 2.8, the oldest that is supported: its pyarrow has wheels up to Python 3.12."""
+    install(session, "mlflow-2-8", takes="about a minute, 200 MB")
+    on_mlflow(session)
+
+
+@nox.session(python=up_to(3, 13))
+def mlflow_2(session):
+    """Encrypted artifacts on the newest MLflow 2."""
+    install(session, "mlflow-2", takes="about a minute, 200 MB")
+    on_mlflow(session)
+
+
+@nox.session(python=up_to(3, 13))
+def mlflow_3_12(session):
+    """Encrypted artifacts on MLflow 3.12, which keeps cryptography below 47: the path of one worker."""
+    install(session, "mlflow-3-12", takes="about a minute, 200 MB")
+    session.run("python", "-c", ONE_WORKER)
+    on_mlflow(session)
+
+
+@nox.session
+def mlflow_newest(session):
+    """Encrypted artifacts on the newest MLflow that can be installed, unless session `tests` has had that one."""
+    if session.venv_backend == "none":
+        session.skip("it installs what is newest, and --no-venv installs nothing")
+    report = Path(session.create_tmp()).resolve() / "report.json"
+    session.run(
+        *("python", "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"),
+        *("--report", str(report), "mlflow"),
+        silent=True,
+    )
+    chosen = {one["metadata"]["name"]: one["metadata"]["version"] for one in json.loads(report.read_text())["install"]}
+    if list(ROOT.glob(".nox/tests/lib/python*/site-packages/mlflow-{}.dist-info".format(chosen["mlflow"]))):
+        session.skip("session 'tests' is on MLflow {}, and nothing newer is there".format(chosen["mlflow"]))
+    install(session, "compat", takes="about a minute, 200 MB")
+    session.install("--quiet", "mlflow=={}".format(chosen["mlflow"]))
+    on_mlflow(session)
+
+
+@nox.session(python=up_to(3, 13))
+def torch(session):
+    """PyTorch's models, state dicts and checkpoints, encrypted.
+
+    For Linux the package index has only the build with CUDA, which cannot be imported without CUDA's libraries. pip
+    takes a CPU build of the same version when its configuration (find-links, extra-index-url) names a place with one.
+    """
+    install(session, "torch", takes="a minute, 0.4 GB with a CPU build that pip knows of; else minutes, 3 GB with CUDA")
+    session.run("python", "-c", "import torch; print('PyTorch', torch.__version__)")
+    tensors = "tests/unit/encryption/test_pipes.py::test_tensors_load_through_the_message_file"
+    on_mlflow(session, "tests/compat/test_torch.py", f"{tensors}[torch]")
+
+
+@nox.session(python=up_to(3, 13))
+def tensorflow(session):
+    """TensorFlow's and Keras's models and what autologging adds, encrypted."""
+    install(session, "tensorflow", takes="one to two minutes, 0.5 GB")
+    session.run("python", "-c", "import tensorflow; print('TensorFlow', tensorflow.__version__)")
+    on_mlflow(session, "tests/compat/test_tensorflow.py")
 
 
 def run_all(session, *commands):

@@ -24,7 +24,17 @@ def test_noxfile_is_readable_by_old_pythons() -> None:
 
 def test_nothing_but_the_standard_library_is_imported_before_nox_is_found() -> None:
     before, _, _ = NOXFILE.partition('if __name__ == "__main__":')
-    allowed = {"hashlib", "importlib.util", "importlib.metadata", "json", "os", "pathlib", "shutil", "subprocess", "sys"}
+    allowed = {
+        "hashlib",
+        "importlib.util",
+        "importlib.metadata",
+        "json",
+        "os",
+        "pathlib",
+        "shutil",
+        "subprocess",
+        "sys",
+    }
     assert set(re.findall(r"^ *(?:import|from) ([\w.]+)", before, re.MULTILINE)) <= allowed
 
 

