@@ -257,3 +257,51 @@ def test_the_page_of_a_run_says_that_it_is_encrypted(store: Store, experiment: s
     assert tags["securemfg.encrypted"].startswith("AES-256-GCM")
     assert f"securemfg artifacts download runs:/{mine.info.run_id}/" in tags["mlflow.note.content"]
     assert mlflow.get_run(noted.info.run_id).data.tags["mlflow.note.content"] == "my own words"
+
+
+def test_a_users_own_files_go_into_a_model(local_store: Store, local_experiment: str) -> None:
+    import mlflow
+    from mlflow.pyfunc import PythonModel
+
+    class Press(PythonModel):
+        def load_context(self, context: object) -> None:
+            self.limits = Path(context.artifacts["limits"]).read_text()  # type: ignore[attr-defined]
+
+        def predict(self, context: object, model_input: list[str]) -> list[str]:
+            return [self.limits for _ in model_input]
+
+    own = Path("own")
+    own.mkdir()
+    (own / "limits.txt").write_text(f"limits {CANARY}")
+    with securemfg.step("training"), mlflow.start_run():
+        logged = mlflow.pyfunc.log_model(
+            name="press",
+            python_model=Press(),
+            artifacts={"limits": str(own.absolute() / "limits.txt")},
+            pip_requirements=["mlflow"],
+            input_example=["a"],
+        )
+        assert mlflow.pyfunc.load_model(logged.model_uri).predict(["a"]) == [f"limits {CANARY}"]
+        location = mlflow.get_logged_model(logged.model_id).artifact_location
+        # MLflow opens this one itself when the store is a folder
+        assert mlflow.models.Model.load(location).load_input_example(location) == ["a"]
+    assert found(local_store.stored()) == []
+
+
+def test_a_plaintext_model_outside_any_store_is_not_loaded_even_when_it_is_copied_first(local_experiment: str) -> None:
+    import mlflow
+    from sklearn.linear_model import LinearRegression
+
+    from securemfg.errors import DecryptionError
+
+    mlflow.sklearn.save_model(LinearRegression(), "/var/tmp/securemfg-planted", pip_requirements=["scikit-learn"])
+    try:
+        with securemfg.step("inference"):
+            for where in (None, "here"):
+                Path("here").mkdir(exist_ok=True)
+                with pytest.raises(DecryptionError, match="not encrypted"):
+                    mlflow.sklearn.load_model("/var/tmp/securemfg-planted", dst_path=where)
+    finally:
+        import shutil
+
+        shutil.rmtree("/var/tmp/securemfg-planted")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from securemfg import context, forking
-from securemfg.artifacts import registration, schemes, scratch, tracking
+from securemfg.artifacts import registration, schemes, scratch, shortcuts, tracking
 from securemfg.artifacts.draining import drain
 from securemfg.artifacts.schemes import REGISTRY, check_ownership, ownership
 from securemfg.artifacts.staging import sweep, sweep_dead
@@ -55,6 +55,7 @@ def activate(protection: Protection) -> None:
             scratch.divert()
             _watch.start()
             registration.start()
+            shortcuts.start()
             tracking.activate()
         except BaseException:
             _off()
@@ -146,6 +147,7 @@ def _off() -> None:
     _prepared = False
     _watch.stop()
     registration.stop()
+    shortcuts.stop()
     schemes.give_back()
     tracking.deactivate()
     scratch.restore()

@@ -246,8 +246,9 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             return str(self._inner.download_artifacts(artifact_path, dst_path))
         artifact_path = readable_path(artifact_path) or ""
         reading = Reading(self, protection, artifact_path)
-        if locate(self.artifact_uri, artifact_path) is None and _is_scratch(self._inner):
-            # where it lies, as without us: MLflow looks for what it has put beside it
+        if locate(self.artifact_uri, artifact_path) is None and (
+            _is_scratch(self._inner) or self._is_users_own(artifact_path, dst_path)
+        ):  # where it lies, as without us: MLflow looks for what it has put beside it
             return str(self._inner.download_artifacts(artifact_path, dst_path))
         if dst_path is not None and not os.path.isdir(dst_path):
             return str(super().download_artifacts(artifact_path, dst_path))  # says what is wrong with it
@@ -365,6 +366,16 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             if local.stat().st_size > most:
                 raise KeyUnavailable(f"{inner.artifact_uri}/{path} is longer than {most} bytes: no file of ours")
             return local.read_bytes()
+
+    def _is_users_own(self, artifact_path: str, dst_path: str | None) -> bool:
+        """Whether MLflow copies a local file of the user's into what it is building: `extra_files`, pyfunc's artifacts.
+
+        A copy says where it goes, and its source is no model: that would be loaded, and falls under the plaintext rule.
+        """
+        if dst_path is None or not isinstance(self._inner, LocalArtifactRepository):
+            return False
+        source = self._local(artifact_path)
+        return source.exists() and not any((folder / "MLmodel").exists() for folder in (source, source.parent))
 
     # -- small parts ------------------------------------------------------------------------------------------------
 
