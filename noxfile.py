@@ -207,7 +207,7 @@ def on_mlflow(session, *places):
 
 @nox.session(python=up_to(3, 12))
 def mlflow_2_8(session):
-    """Encrypted artifacts on MLflow 2.8, the oldest that is supported: its pyarrow has wheels up to Python 3.12."""
+    """Encrypted artifacts on MLflow 2.8, the oldest that is supported. It has wheels up to Python 3.12."""
     install(session, "mlflow-2-8", takes="about a minute, 200 MB")
     on_mlflow(session)
 
@@ -309,10 +309,11 @@ def docs(session):
 @nox.session
 def bench(session):
     """The measurements in benchmarks/, or those named after --. Figures go to benchmarks/results/."""
-    install(session, "tests", takes="one to three minutes")
+    install(session, "bench", takes="one to three minutes")
     scripts = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/bench_*.py"))
-    for script in session.posargs or scripts:
-        session.run("python", script)
+    named = session.posargs[:1] if session.posargs and session.posargs[0].endswith(".py") else scripts
+    for script in named:  # a script's own arguments come after its name
+        session.run("python", script, *session.posargs[1:])
 
 
 @nox.session

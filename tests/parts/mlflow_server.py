@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,8 @@ def serving(folder: Path, database: Path, destination: str, **environment: str) 
         until(up, within=90, what="mlflow server")
         yield url
     finally:
-        os.killpg(process.pid, 15)
+        with suppress(ProcessLookupError):  # it ended by itself, and the error above says why
+            os.killpg(process.pid, 15)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
