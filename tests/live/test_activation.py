@@ -336,7 +336,7 @@ def test_what_nobody_classified_is_encrypted_whatever_the_threshold(local_store:
         with securemfg.step("training", sensitivity="confidential"):
             mlflow.log_text("below", "classified.txt")
     stored = stored_of(local_store, run.info.run_id)
-    assert {Path(path).name: data[:3] == MESSAGE for path, data in stored.items() if "/keys/" not in path} == {
+    assert {Path(path).name: data[:3] == MESSAGE for path, data in stored.items() if "/.securemfg/" not in path} == {
         "unclassified.txt": True,
         "classified.txt": False,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -45,7 +46,8 @@ class Postgres:
 def postgres() -> Iterator[Postgres]:
     if not all(shutil.which(name) for name in ("initdb", "postgres", "psql")):
         missing("PostgreSQL", "apt install postgresql, with its bin folder in PATH")
-    owner = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
+    users = {user.pw_name for user in pwd.getpwall()}  # it refuses to run as root; not every image has its own user
+    owner = ("postgres" if "postgres" in users else "nobody") if os.getuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         if owner is not None:

@@ -15,10 +15,14 @@ from typing import Final
 
 from securemfg.artifacts.location import KIND, PATH, ROOT
 from securemfg.encryption.message import Context
-from securemfg.encryption.run_key import MAX_RECORD, RunKey, run_key_ids
+from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RunKey, run_key_ids
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
 from securemfg.errors import DecryptionError
 
+VALUES: Final = (
+    f"{FOLDER}/values"  # below an artifact root: values that are too long, and for which keys values are sealed
+)
+_USED: Final = re.compile(rf"/{re.escape(VALUES)}/([0-9a-f]{{32}})\.key$")
 _TEXT: Final = re.compile(r"securemfg:([123]):([A-Za-z0-9_-]+)")
 _START: Final = "securemfg:"
 
@@ -60,6 +64,17 @@ class Sealed:
 def is_sealed(text: object) -> bool:
     """Whether a text looks like a sealed value. `unseal` says whether it is one."""
     return isinstance(text, str) and text.startswith(_START) and _TEXT.fullmatch(text) is not None
+
+
+def used_path(key_id: str) -> str:
+    """Where below an artifact root it is noted that values elsewhere are sealed for a run key."""
+    return f"{VALUES}/{key_id}.key"
+
+
+def used_key(address: str) -> str | None:
+    """The id of the run key that the note at `address` is of: it is needed, though no artifact may name it."""
+    match = _USED.search(address)
+    return match[1] if match is not None else None
 
 
 def seal(value: str, subject: Subject, key: RunKey, *, record: bytes = b"", stored: bool = False) -> str:

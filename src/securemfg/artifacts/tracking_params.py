@@ -35,23 +35,26 @@ def unless_logged(
     except MlflowException as error:
         if not given or "param" not in str(error).lower():
             raise
-        stored = inner.get_run(run_id).data.params
-        opening = Opening(values)
-        plain = {
-            param.key: opening.text(stored[param.key], Subject("param", run_id, param.key), ROOTS.of(run_id, inner))
-            for param in given
-            if param.key in stored
-        }
-        wanted = {param.key: str(param.value) for param in given}
-        if any(plain[key] != wanted[key] for key in plain):
-            sealed = {param.key: param.value for param in hidden}
-            _say_in_plain(
-                error, [(stored[key], plain[key]) for key in plain] + [(sealed[key], wanted[key]) for key in plain]
-            )
-            raise
-        if not plain:
-            raise
-        return attempt(plain)
+        refused = error
+    stored = inner.get_run(run_id).data.params
+    opening, root = Opening(values), ROOTS.of(run_id, inner)
+    before = {
+        param.key: opening.text(stored[param.key], Subject("param", run_id, param.key), root)
+        for param in given
+        if param.key in stored
+    }
+    wanted = {param.key: str(param.value) for param in given}
+    equal = {key for key, value in before.items() if value == wanted[key]}
+    if equal:
+        try:
+            return attempt(equal)
+        except MlflowException as error:
+            refused = error
+    sealed = {param.key: param.value for param in hidden}
+    _say_in_plain(
+        refused, [(stored[key], before[key]) for key in before] + [(sealed[key], wanted[key]) for key in wanted]
+    )
+    raise refused
 
 
 def _say_in_plain(error: MlflowException, texts: Iterable[tuple[str, str]]) -> None:

@@ -18,14 +18,13 @@ from typing import Any, Final, TypeAlias
 from securemfg.artifacts.keyring import KEYRING, RecordStore
 from securemfg.artifacts.location import Location, Root, locate
 from securemfg.artifacts.protection import Protection
-from securemfg.artifacts.sealing import Form, Subject, is_sealed, seal, take_apart, unseal
+from securemfg.artifacts.sealing import VALUES, Form, Subject, is_sealed, seal, take_apart, unseal, used_path
 from securemfg.artifacts.state import STATE
 from securemfg.encryption.message import looks_like_message
-from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RunKey
+from securemfg.encryption.run_key import MAX_RECORD, RunKey
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
 
-VALUES: Final = f"{FOLDER}/values"  # below an artifact root: values that are too long for the tracking store
 REDACTED: Final = "<redacted>"
 SHOWN: Final = "<sealed>"  # where the value itself is sealed elsewhere
 MAX_VALUE: Final = 16 << 20  # bytes of one value
@@ -75,6 +74,10 @@ class _Told:
                 self._seen.popitem(last=False)
             return True
 
+    def knows(self, *what: str) -> bool:
+        with self._lock:
+            return what in self._seen
+
     def clear(self) -> None:
         with self._lock:
             self._seen.clear()
@@ -117,8 +120,13 @@ class Values:
             where = spill() if spill is not None and most is not None and len(text) > most else None
         else:
             where = root()
-            key = KEYRING.for_writing(where, self.records(where), protection)
+            store = self.records(where)
+            key = KEYRING.for_writing(where, store, protection)
             text = seal(value, subject, key)
+            if not TOLD.knows("used", key.key_id):  # the key must outlive its artifacts
+                note = Location(where, used_path(key.key_id))
+                store.put_record(where, note.path, encrypt_bytes(b"", key=key, context=note.binding))
+                TOLD.first("used", key.key_id)
         of = _told(subject)
         if subject.id and TOLD.first("sealed", subject.kind, of):
             protection.emit("tracking.sealed", resource=of, kind=subject.kind, detail={"key": key.key_id})
@@ -286,7 +294,8 @@ class Opening:
             known = self._failed.get((subject.id, key_id))
             return known if known is not None else self.values.open(text, subject, root)
         except Exception as error:  # noqa: BLE001 - reading goes on, whatever a store or a key's service says
-            said = f"{_MARK}{error}"[:_REASON] + ">"
+            head, _, why = str(error).partition(" cannot be had: ")  # not where: why
+            said = f"{_MARK}{why or head}"[:_REASON] + ">"
             if isinstance(error, KeyUnavailable):
                 self._failed[subject.id, key_id] = said
             protection = STATE.protection

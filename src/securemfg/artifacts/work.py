@@ -17,6 +17,7 @@ from securemfg.artifacts.bulk import Job, Outcome, State, Verb, is_ours, record_
 from securemfg.artifacts.keyring import KEYRING
 from securemfg.artifacts.location import Location, Root
 from securemfg.artifacts.protection import Protection
+from securemfg.artifacts.sealing import used_key
 from securemfg.artifacts.signed_stores import check_manifest, is_manifest, must_be_signed
 from securemfg.artifacts.stores import LocalStore, Records, S3Store, Stored, open_store
 from securemfg.artifacts.tombstones import Tombstone, tombstone_path
@@ -298,7 +299,7 @@ _ARTIFACT: Final[Mapping[Verb, Callable[[Piece], Outcome]]] = {
 
 
 def retire(job: Job, *, emit: Emit, by: str, at: datetime | None = None) -> tuple[list[str], list[str]]:
-    """Destroy the records of `job.retired` that no message names any more; (destroyed, still in use).
+    """Destroy the records of `job.retired` that nothing is sealed for any more; (destroyed, still in use).
 
     Nobody may write to the store meanwhile: a writer keeps its run key in memory. Raises EncryptionError.
     """
@@ -306,7 +307,10 @@ def retire(job: Job, *, emit: Emit, by: str, at: datetime | None = None) -> tupl
     files = list(store.files())
     used: set[str] = set()
     for one in files:
-        if not is_ours(one.address):
+        sealed_for = used_key(one.address)
+        if sealed_for is not None:
+            used.add(sealed_for)
+        elif not is_ours(one.address):
             start = start_of(store, one.address)
             if looks_like_message(start):
                 used.update(run_key_ids(start))
