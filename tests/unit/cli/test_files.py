@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +272,15 @@ def test_many_files_are_done_by_several_workers_whole_and_in_order(cli) -> None:
     assert cli("encrypt", "data", "--workers", "0").code == 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal's program has it: what runs in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_work_in_hand_is_finished_after_an_interrupt_and_no_more_is_begun() -> None:
     done: list[str] = []
 
