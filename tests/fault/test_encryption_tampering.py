@@ -216,7 +216,7 @@ def test_wrong_key_and_no_key_leave_the_target_alone(out: Path) -> None:
 def test_header_with_a_changed_tag_under_the_right_key_is_refused() -> None:
     data_key = os.urandom(32)
     header = MessageKey(data_key, bytes(32)).header({}, [KEY.wrap(data_key, {})], SHORT)
-    for change in ({"body": header.body[:-1] + b"?"}, {"tag": bytes(16)}):
+    for change in ({"body": header.body[:-1] + bytes([header.body[-1] ^ 1])}, {"tag": bytes(16)}):
         fields = {name: getattr(header, name) for name in Header.__dataclass_fields__}
         with pytest.raises(DecryptionError, match="its tag does not verify"):
             MessageKey.open(Header(**{**fields, **change}), data_key)
