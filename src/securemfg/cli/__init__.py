@@ -58,6 +58,15 @@ def app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()  # here, not at the interpreter's end: whoever reads may have had enough by now
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         result = app()(args=given, prog_name="securemfg", standalone_mode=False)
