@@ -93,6 +93,25 @@ def perform(job: Job, stored: Stored) -> Outcome:
         return Outcome(address=stored.address, state=State.FAILED, reason=f"{error.strerror or error}")
 
 
+OnMessage = Callable[[Piece, Location, bytes], Outcome]
+
+
+def _on_messages(state: State, otherwise: str) -> Callable[[OnMessage], Callable[[Piece], Outcome]]:
+    """For what works on messages of a run, model or trace: given the place and the header. Plaintext is `otherwise`."""
+
+    def around(work: OnMessage) -> Callable[[Piece], Outcome]:
+        def one(piece: Piece) -> Outcome:
+            location = piece.location()
+            if location is None:  # before anything of it is fetched
+                return piece.outcome(State.SKIPPED, _ELSEWHERE)
+            header = piece.start()
+            return work(piece, location, header) if looks_like_message(header) else piece.outcome(state, otherwise)
+
+        return one
+
+    return around
+
+
 # -- verify -----------------------------------------------------------------------------------------------------------
 
 
@@ -116,13 +135,8 @@ def _manifest(piece: Piece, location: Location) -> Outcome:
     return piece.outcome(State.DONE, kind="manifest")
 
 
-def _verify(piece: Piece) -> Outcome:
-    location = piece.location()
-    header = piece.start()
-    if location is None:
-        return piece.outcome(State.SKIPPED, _ELSEWHERE)
-    if not looks_like_message(header):
-        return piece.outcome(State.FAILED, "is not encrypted: planted, or older than securemfg")
+@_on_messages(State.FAILED, "is not encrypted: planted, or older than securemfg")
+def _verify(piece: Piece, location: Location, header: bytes) -> Outcome:
     keys = piece.keys(location, header)
     must_be_signed(piece.store, location, piece.rules)
     with piece.store.fetched(piece.address) as stored:
@@ -205,13 +219,8 @@ def _replaced(piece: Piece, message: Path, size: int, key: RunKey) -> Outcome:
 # -- reencrypt: fresh data keys under a fresh run key ------------------------------------------------------------------
 
 
-def _reencrypt(piece: Piece) -> Outcome:
-    location = piece.location()
-    header = piece.start()
-    if location is None:
-        return piece.outcome(State.SKIPPED, _ELSEWHERE)
-    if not looks_like_message(header):
-        return piece.outcome(State.SKIPPED, "is not encrypted: 'securemfg artifacts encrypt' does that")
+@_on_messages(State.SKIPPED, "is not encrypted: 'securemfg artifacts encrypt' does that")
+def _reencrypt(piece: Piece, location: Location, header: bytes) -> Outcome:
     if not piece.job.retired.intersection(run_key_ids(header)):
         return piece.outcome(State.SKIPPED, "has a fresh key already")
     keys = piece.keys(location, header)
@@ -263,15 +272,10 @@ def _rewrap(piece: Piece) -> Outcome:
 # -- share: a copy for somebody else ----------------------------------------------------------------------------------
 
 
-def _share(piece: Piece) -> Outcome:
+@_on_messages(State.FAILED, "is not encrypted: 'securemfg artifacts encrypt' first, or copy it as it is")
+def _share(piece: Piece, location: Location, header: bytes) -> Outcome:
     """Encrypt a copy anew, under a run key that is for the given keys alone; the record here gets no recipient."""
     assert piece.job.target is not None
-    location = piece.location()
-    header = piece.start()
-    if location is None:
-        return piece.outcome(State.SKIPPED, _ELSEWHERE)
-    if not looks_like_message(header):
-        return piece.outcome(State.FAILED, "is not encrypted: 'securemfg artifacts encrypt' first, or copy it as it is")
     keys = piece.keys(location, header)
     place = piece.job.target / location.root.id / "artifacts"
     root = Root(str(place), location.root.kind, location.root.id)
