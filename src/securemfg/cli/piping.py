@@ -9,28 +9,18 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from securemfg.cli.output import Bar, Speaker, progress
 from securemfg.cli.paths import PIPE
 from securemfg.encryption.keys import Key
-from securemfg.encryption.layout import lay_out
-from securemfg.encryption.legacy import SUITES as LEGACY_SUITES
 from securemfg.encryption.message import Context
 from securemfg.encryption.pipes import decrypt_stream, encrypt_stream
-from securemfg.encryption.stream import (
-    Message,
-    Opened,
-    message_of,
-    naming,
-    open_source,
-    read_header,
-    reading,
-    target_errors,
-    unchanged,
-)
-from securemfg.encryption.target import replacing
+from securemfg.encryption.source import open_source, unchanged
+from securemfg.encryption.stream import Message, Opened, claimed, message_of, naming
+from securemfg.encryption.target import replacing, target_errors
 from securemfg.errors import ConfigError, EncryptionError
 
 _CHUNK: Final = 1 << 20  # bytes
@@ -161,8 +151,8 @@ def decrypt_pipe(
         with source_of(argument, speaker) as (fd, status), _bar("reading", status, as_json=as_json) as bar:
             return decrypt_stream(Inlet(fd, bar), out, key=keys, context=context, folder=folder, suites=suites)
     path = Path(argument)
-    with source_of(argument, speaker) as (fd, _), naming(path):
-        opened = Opened(fd, path, keys, context, suites)
+    with source_of(argument, speaker) as (fd, status), naming(path):
+        opened = Opened(fd, status, path, keys, context, suites)
         opened.frames(lambda _part, _offset: None)
         opened.frames(lambda part, _offset: out.put(part), workers=1)
         return message_of(path, opened.header, opened.geometry)
@@ -185,10 +175,7 @@ def inspect_pipe(speaker: Speaker) -> Message:
 
 
 def _claims(fd: int) -> Message:
-    name = Path(PIPE)
-    with naming(name):
-        header = read_header(fd, name, LEGACY_SUITES)
-        return message_of(None, header, lay_out(header, os.fstat(fd).st_size, reading(fd, name))[0])
+    return replace(claimed(fd, os.fstat(fd).st_size, Path(PIPE)), path=None)
 
 
 def _bar(what: str, status: os.stat_result, *, as_json: bool) -> AbstractContextManager[Bar]:

@@ -77,6 +77,8 @@ class EncryptedDataKey:
     def shown(self) -> str:
         """provider/name for people. A header's text is anyone's choice: no control characters, no endless line."""
         text = f"{self.provider}/{self.name}"
+        if len(text) <= _SHOWN and text.isprintable():
+            return text
         safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_SHOWN])
         return safe if len(text) <= _SHOWN else f"{safe}..."
 

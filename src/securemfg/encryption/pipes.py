@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -139,7 +140,7 @@ def decrypt_stream(
     """
     keys = open_keys(key)
     with _kept(source, folder) as file, naming(PIPE):
-        message = Opened(file.fileno(), PIPE, keys, context, suites)
+        message = Opened(file.fileno(), os.fstat(file.fileno()), PIPE, keys, context, suites)
         message.frames(lambda _part, _offset: None)
         # each frame once more, in order: what is given out is what verifies, whoever wrote to the file meanwhile
         message.frames(lambda part, _offset: _write(target, part), workers=1)

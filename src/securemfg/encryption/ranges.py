@@ -17,17 +17,9 @@ from typing import Any, Final
 from securemfg.encryption.frames import open_frame
 from securemfg.encryption.keys import Key, open_keys, unlock
 from securemfg.encryption.message import FINAL_OVERHEAD, FRAME_OVERHEAD, RESERVED_CONTEXT, Context, Geometry
-from securemfg.encryption.stream import (
-    Message,
-    check_expected,
-    message_of,
-    open_source,
-    read_at,
-    read_header,
-    target_errors,
-    write_message,
-)
-from securemfg.encryption.target import replacing
+from securemfg.encryption.source import open_source, read_at, reading
+from securemfg.encryption.stream import Message, check_expected, message_of, read_header, write_message
+from securemfg.encryption.target import replacing, target_errors
 from securemfg.errors import DecryptionError
 
 _KEPT: Final = 2  # decrypted frames in memory
@@ -50,7 +42,7 @@ class MessageFile(io.RawIOBase):
         keys = open_keys(key)
         self._fd, status = open_source(self._path)
         try:
-            header = read_header(self._fd, self._path, suites)
+            header = read_header(reading(self._fd, self._path), self._path, suites)
             if header.signed or not header.frame_length:
                 raise DecryptionError(
                     f"{self._path} is signed or has no frames, so no part of it can be verified alone: decrypt it whole"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,8 @@ from securemfg.encryption.message import (
     parse_header,
     suite_name,
 )
-from securemfg.encryption.target import replacing
+from securemfg.encryption.source import as_path, open_source, read_at, read_whole, reading, unchanged
+from securemfg.encryption.target import replacing, target_errors, write_at
 from securemfg.errors import DecryptionError, EncryptionError
 
 Fill = Callable[[memoryview, int], None]  # buffer, offset: fills it whole with plaintext, or raises
@@ -42,6 +42,7 @@ Witness = Callable[[str], None]  # the SHA-256 (hex) of a whole message: what it
 
 _MODE: Final = 0o777  # of the source's mode; set-uid and set-gid are not handed on
 _HEADER_READ: Final = 1 << 12  # bytes; nearly every header fits
+_READ_WHOLE: Final = 1 << 18  # bytes; a message up to here is read at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,67 +84,7 @@ def message_of(path: Path | None, header: Header, geometry: Geometry) -> Message
     )
 
 
-# -- positioned input and output --------------------------------------------------------------------------------------
-
-
-def read_at(fd: int, buffer: memoryview, offset: int, source: Path) -> int:
-    """Fill `buffer` from `offset`; return how much there was. Raises EncryptionError."""
-    done = 0
-    while done < len(buffer):
-        try:
-            count = os.preadv(fd, [buffer[done:]], offset + done)
-        except OSError as error:
-            raise EncryptionError(f"{source} cannot be read at byte {offset + done}: {error.strerror}") from error
-        if count == 0:
-            break
-        done += count
-    return done
-
-
-def reading(fd: int, source: Path) -> ReadAt:
-    def read(offset: int, count: int) -> bytes:
-        buffer = bytearray(count)
-        return bytes(buffer[: read_at(fd, memoryview(buffer), offset, source)])
-
-    return read
-
-
-def write_at(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
 # -- files ------------------------------------------------------------------------------------------------------------
-
-
-def open_source(source: Path, target: Path | None = None) -> tuple[int, os.stat_result]:
-    """A descriptor of a regular file that is not `target`. Raises EncryptionError."""
-    try:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused, not waited for
-    except OSError as error:
-        raise EncryptionError(f"{source} cannot be read: {error.strerror}") from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise EncryptionError(f"{source} is not a regular file")
-        if target is not None and target.is_dir():
-            raise EncryptionError(f"{target} is a folder: name the target file")
-        if target is not None and target.exists() and os.path.samestat(status, target.stat()):
-            raise EncryptionError(f"source and target are the same file: {source}")
-    except OSError as error:
-        os.close(fd)
-        raise EncryptionError(f"{target} cannot be written: {error.strerror}") from error
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, status
-
-
-def unchanged(fd: int, before: os.stat_result, source: Path) -> None:
-    now = os.fstat(fd)
-    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise EncryptionError(f"{source} changed while it was read: nothing was written; try again when it rests")
 
 
 def encrypt_file(
@@ -161,7 +102,7 @@ def encrypt_file(
     `context` is bound to the message and stays readable in it. `durable` fsyncs file and folder. `target` gets the
     source's mode and appears whole or not at all, after `witness` was told its digest. Raises EncryptionError.
     """
-    source, target = Path(source), Path(target)
+    source, target = as_path(source), as_path(target)
     keys = open_keys(key)
     fd, status = open_source(source, target)
     return _encrypt(
@@ -255,14 +196,24 @@ class Opened:
     """A message whose header verified and whose data key is at hand. Its frames are still to be verified."""
 
     def __init__(
-        self, fd: int, source: Path, keys: Sequence[Key], context: Context | None, suites: Collection[int] = ()
+        self,
+        fd: int,
+        status: os.stat_result,
+        source: Path,
+        keys: Sequence[Key],
+        context: Context | None,
+        suites: Collection[int] = (),
     ) -> None:
         self.fd = fd
         self.source = source
-        self.status = os.fstat(fd)
+        self.status = status
+        self._whole: memoryview | None = None
         self._read = reading(fd, source)
-        self.header = read_header(fd, source, suites)
-        self.geometry, self._signature = lay_out(self.header, self.status.st_size, self._read)
+        if status.st_size <= _READ_WHOLE:
+            self._whole = whole = read_whole(fd, status.st_size, source)
+            self._read = lambda offset, count: bytes(whole[offset : offset + count])
+        self.header = read_header(self._read, source, suites)
+        self.geometry, self._signature = lay_out(self.header, status.st_size, self._read)
         self.key = unlock(self.header, keys)
         check_expected(self.header, context)
 
@@ -296,17 +247,29 @@ class Opened:
         geometry = self.geometry
         # no larger than the message itself: a frame length is an attacker's choice
         longest = geometry.frame_length if geometry.frames else geometry.final_length
-        frame = memoryview(bytearray(longest + FINAL_OVERHEAD))
+        buffer = memoryview(bytearray(longest + FINAL_OVERHEAD)) if self._whole is None else None
         plaintext = memoryview(bytearray(longest))
         while (index := draw()) is not None:
             final = index == geometry.frames
-            whole = frame[: geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD]
-            if read_at(self.fd, whole, geometry.offset(index), self.source) != len(whole):
-                raise DecryptionError("the message became shorter while it was read")
+            frame = self._frame(
+                geometry.offset(index), geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD, buffer
+            )
             if digest is not None:
-                digest.add(index, whole)
-            length = open_frame(self.key, index + 1, whole, plaintext, final=final)
+                digest.add(index, frame)
+            length = open_frame(self.key, index + 1, frame, plaintext, final=final)
             sink(plaintext[:length], index * geometry.frame_length)
+
+    def _frame(self, offset: int, length: int, buffer: memoryview | None) -> memoryview:
+        if buffer is None:
+            assert self._whole is not None
+            frame = self._whole[offset : offset + length]
+            count = len(frame)
+        else:
+            frame = buffer[:length]
+            count = read_at(self.fd, frame, offset, self.source)
+        if count != length:
+            raise DecryptionError("the message became shorter while it was read")
+        return frame
 
 
 def abandoning(
@@ -354,12 +317,12 @@ def decrypt_file(
     be read: none, unless the settings name them (`Config.read_suites`). `witness` is told the digest of the message as
     it was read, before `target` appears. Raises DecryptionError, KeyUnavailable.
     """
-    source, target = Path(source), Path(target)
+    source, target = as_path(source), as_path(target)
     keys = open_keys(key)
     fd, status = open_source(source, target)
     try:
         with naming(source):
-            message = Opened(fd, source, keys, context, suites)
+            message = Opened(fd, status, source, keys, context, suites)
             with (
                 target_errors(target),
                 replacing(target, mode=status.st_mode & _MODE, durable=durable, overwrite=overwrite) as out,
@@ -384,21 +347,20 @@ def verify_file(
     """
     path = Path(path)
     keys = open_keys(key)
-    fd, _ = open_source(path)
+    fd, status = open_source(path)
     try:
         with naming(path):
-            message = Opened(fd, path, keys, context, suites)
+            message = Opened(fd, status, path, keys, context, suites)
             message.frames(lambda _part, _offset: None, witness=witness)
     finally:
         os.close(fd)
     return message_of(path, message.header, message.geometry)
 
 
-def read_header(fd: int, source: Path, suites: Collection[int] = ()) -> Header:
+def read_header(read: ReadAt, source: Path, suites: Collection[int] = ()) -> Header:
     size = _HEADER_READ
     while True:
-        buffer = bytearray(size)
-        data = bytes(buffer[: read_at(fd, memoryview(buffer), 0, source)])
+        data = read(0, size)
         try:
             return parse_header(data, suites)
         except Truncated as error:
@@ -418,35 +380,24 @@ def check_expected(header: Header, context: Context | None) -> None:
             )
 
 
-class target_errors:  # noqa: N801 - used as a statement
-    """Translates what the operating system says about the target, once."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise EncryptionError(
-                f"{self.target} cannot be written: {error.strerror}; it was left as it was"
-            ) from error
-
-
 def inspect_file(path: str | os.PathLike[str]) -> Message:
     """What a message of any known suite says of itself, without a key. Nothing is verified. Raises EncryptionError."""
     path = Path(path)
     fd, status = open_source(path)
     try:
-        with naming(path):
-            header = read_header(fd, path, LEGACY_SUITES)  # only its claims: nothing is opened here
-            read = reading(fd, path)
-            geometry, _ = lay_out(header, status.st_size, read)
-            check_end(geometry, read)
-            return message_of(path, header, geometry)
+        return claimed(fd, status.st_size, path)
     finally:
         os.close(fd)
+
+
+def claimed(fd: int, size: int, source: Path) -> Message:
+    """As `inspect_file`, of an open file of `size` bytes."""
+    with naming(source):
+        read = reading(fd, source)
+        header = read_header(read, source, LEGACY_SUITES)  # only its claims: nothing is opened here
+        geometry, _ = lay_out(header, size, read)
+        check_end(geometry, read)
+        return message_of(source, header, geometry)
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------------

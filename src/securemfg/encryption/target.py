@@ -11,18 +11,23 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from securemfg.errors import EncryptionError
 
 
+@cache
+def _can_be_named_later() -> bool:
+    return hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")
+
+
 def _unnamed(folder: Path) -> int | None:
     """A private file without a name in `folder`, or None where the file system has no such thing."""
-    flag = getattr(os, "O_TMPFILE", 0)
-    if not flag or not os.path.isdir("/proc/self/fd"):
+    if not _can_be_named_later():
         return None
     try:
-        return os.open(folder, flag | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}:
             return None  # the file system, or a kernel, without it; a missing folder fails below with its name
@@ -69,20 +74,16 @@ def _exists(target: Path) -> EncryptionError:
 def _linked(fd: int, target: Path, *, overwrite: bool) -> Path | None:
     """Give the unnamed file its name: `target` itself when it is free (None), else a temporary one to rename."""
     source = f"/proc/self/fd/{fd}"
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:  # with a folder's descriptor Python calls linkat and follows the link in /proc; link() would not
-            os.link(source, target.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
-        except FileExistsError:
-            if not overwrite:
-                raise _exists(target) from None
-        else:
-            return None
-        name = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
-        os.link(source, name.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
-        return name
-    finally:
-        os.close(folder)
+    try:  # with some descriptor Python calls linkat and follows the link in /proc; link() would not
+        os.link(source, target, src_dir_fd=fd, follow_symlinks=True)
+    except FileExistsError:
+        if not overwrite:
+            raise _exists(target) from None
+    else:
+        return None
+    name = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
+    os.link(source, name, src_dir_fd=fd, follow_symlinks=True)
+    return name
 
 
 def _put(name: Path, target: Path, *, overwrite: bool) -> None:
@@ -103,3 +104,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    done = os.pwrite(fd, data, offset)
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+class target_errors:  # noqa: N801 - used as a statement
+    """Translates what the operating system says about the target, once."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise EncryptionError(
+                f"{self.target} cannot be written: {error.strerror}; it was left as it was"
+            ) from error

@@ -11,6 +11,7 @@ import pytest
 
 from securemfg.encryption import create_local_key, encrypt_file, open_message, open_range
 from securemfg.encryption.message import FRAME_OVERHEAD, Geometry
+from securemfg.encryption.source import reading
 from securemfg.encryption.stream import inspect_file, read_header
 from securemfg.errors import DecryptionError
 
@@ -33,7 +34,7 @@ def message(key: str) -> Path:
 
 def frame_offset(path: Path, index: int) -> int:
     with path.open("rb") as file:
-        return Geometry.of(read_header(file.fileno(), path), path.stat().st_size).offset(index)
+        return Geometry.of(read_header(reading(file.fileno(), path), path), path.stat().st_size).offset(index)
 
 
 @pytest.mark.parametrize(
