@@ -252,7 +252,9 @@ class Opened:
         while (index := draw()) is not None:
             final = index == geometry.frames
             frame = self._frame(
-                geometry.offset(index), geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD, buffer
+                geometry.offset(index),
+                geometry.final_length + FINAL_OVERHEAD if final else longest + FRAME_OVERHEAD,
+                buffer,
             )
             if digest is not None:
                 digest.add(index, frame)
