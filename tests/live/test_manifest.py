@@ -242,14 +242,20 @@ def swap_everything(model: Model, other: Model, store: Store) -> None:
 
 def sign_by_a_stranger(model: Model, other: Model, store: Store) -> None:
     """The forger signs properly, and offers the public key inside the signature."""
-    import hashlib
-
     from securemfg.artifacts.manifest import sign
+    from securemfg.encryption.digests import digest_file
+
+    def digest(data: bytes) -> Any:
+        def read(buffer: memoryview, offset: int) -> int:
+            buffer[:] = data[offset : offset + len(buffer)]
+            return len(buffer)
+
+        return digest_file(read, len(data))
 
     forge(model, store)
     stranger = create_signing_key(Path("stranger.key"))
     files = {
-        path.split("/artifacts/", 1)[1]: hashlib.sha256(data).hexdigest()
+        path.split("/artifacts/", 1)[1]: digest(data)
         for path, data in model.files(store).items()
         if ".securemfg" not in path
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +21,15 @@ from securemfg.artifacts.manifest import FILE, MAX_MANIFEST, Manifest, is_below,
 from securemfg.artifacts.protection import Protection
 from securemfg.context import Scalar
 from securemfg.encryption.configured_signers import ConfiguredSigners
+from securemfg.encryption.digests import FileDigest
 from securemfg.encryption.signers import Signer
+from securemfg.encryption.stream import Witness
 from securemfg.errors import DecryptionError
 
 MLMODEL: Final = "MLmodel"
 # What MLflow rewrites one by one in a model that was logged before.
 _REWRITTEN: Final = frozenset({MLMODEL, "conda.yaml", "requirements.txt", "python_env.yaml"})
-Digests: TypeAlias = dict[str, str]  # path below the artifact root -> SHA-256 (hex) of the file as stored
+Digests: TypeAlias = dict[str, FileDigest]  # path below the artifact root -> of the file as stored
 
 
 class ManifestStore(Protocol):
@@ -114,7 +116,12 @@ def signing(store: ManifestStore, protection: Protection, path: str | None, base
 
 
 def put_signed(
-    store: ManifestStore, protection: Protection, root: Root, folder: str, files: Mapping[str, str], signer: Signer
+    store: ManifestStore,
+    protection: Protection,
+    root: Root,
+    folder: str,
+    files: Mapping[str, FileDigest],
+    signer: Signer,
 ) -> Manifest:
     """Sign `files` (paths below `folder`) and store the manifest. Raises EncryptionError, KeyUnavailable."""
     bundle, manifest = sign(name_of(root, folder), files, signer)
@@ -146,7 +153,9 @@ def outer_models(root: Root, files: Collection[str], *, alone: bool = False) -> 
     return outer
 
 
-def _known(store: ManifestStore, signatures: ConfiguredSigners, root: Root, folder: str) -> Mapping[str, str] | None:
+def _known(
+    store: ManifestStore, signatures: ConfiguredSigners, root: Root, folder: str
+) -> Mapping[str, FileDigest] | None:
     path = posixpath.join(folder, FILE)
     if not store.has_file(root, path):
         return None
@@ -180,7 +189,7 @@ class Reading:
                 DecryptionError(f"version {self._pin.version} lies outside any run or model: {store.artifact_uri}")
             )
 
-    def witness(self, path: str) -> Callable[[str], None] | None:
+    def witness(self, path: str) -> Witness | None:
         """Who is told the digest of the file at `path`, or None when it is part of no model."""
         location = locate(self._store.artifact_uri, path)
         if location is None:

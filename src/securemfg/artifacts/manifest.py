@@ -1,8 +1,8 @@
 """A model's signed manifest: which files it has, by the digests of their ciphertext, and who says so.
 
 The format is OpenSSF model-signing's 1.0 (https://github.com/sigstore/model-transparency): a Sigstore bundle with a
-DSSE envelope around an in-toto statement of predicate type https://model_signing/signature/v1.0, files by SHA-256, the
-records' folder among its signed `ignore_paths`. Nothing here asks a store or a service.
+DSSE envelope around an in-toto statement of predicate type https://model_signing/signature/v1.0, files by SHA-256 in
+shards of a frame's length, the records' folder among its signed `ignore_paths`. Nothing here asks a store or a service.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import binascii
 import hashlib
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
+from securemfg.encryption.digests import SHARD, FileDigest
 from securemfg.encryption.run_key import FOLDER
 from securemfg.encryption.signers import Signer, VerifyingKey
 from securemfg.errors import DecryptionError, EncryptionError
@@ -28,9 +29,17 @@ _BUNDLE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD: Final = "application/vnd.in-toto+json"
 _STATEMENT: Final = "https://in-toto.io/Statement/v1"
 _PREDICATE: Final = "https://model_signing/signature/v1.0"
-_SERIALIZATION: Final = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [FOLDER]}
+_SERIALIZATION: Final = {
+    "method": "shards",
+    "hash_type": "sha256",
+    "shard_size": SHARD,
+    "allow_symlinks": False,
+    "ignore_paths": [FOLDER],
+}
+_ALGORITHM: Final = f"sha256-sharded-{SHARD}"  # as model-signing names it
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SHOWN: Final = 5  # files in a message
+_LONG: Final = 200  # characters of a file's name in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,7 @@ class Manifest:
     """What was signed. From `verified` only: nothing else is worth comparing with."""
 
     name: str  # the model's place: model/ID, or run/ID/FOLDER
-    files: Mapping[str, str]  # path below the model's folder -> SHA-256 (hex) of the file as stored
+    files: Mapping[str, FileDigest]  # path below the model's folder -> of the file as stored
     payload: bytes  # the signed statement
     signed_by: str  # the pinned key, as the settings name it
 
@@ -47,7 +56,7 @@ class Manifest:
         """What a registered version is pinned to: the statement's digest. Signing it anew with another key keeps it."""
         return f"sha256:{hashlib.sha256(self.payload).hexdigest()}"
 
-    def check(self, found: Mapping[str, str], below: str = "") -> None:
+    def check(self, found: Mapping[str, FileDigest], below: str = "") -> None:
         """Refuse anything but exactly the files at or below `below`. Raises DecryptionError."""
         expected = {path: digest for path, digest in self.files.items() if is_below(path, below)}
         problems = [
@@ -79,11 +88,13 @@ def _some(names: set[str]) -> str:
 # -- signing ----------------------------------------------------------------------------------------------------------
 
 
-def sign(name: str, files: Mapping[str, str], signer: Signer) -> tuple[bytes, Manifest]:
-    """The bundle over `files` (path -> SHA-256 in hex), and what it says. Raises EncryptionError, KeyUnavailable."""
+def sign(name: str, files: Mapping[str, FileDigest], signer: Signer) -> tuple[bytes, Manifest]:
+    """The bundle over `files` (by path), and what it says. Raises EncryptionError, KeyUnavailable."""
     if not files:
         raise EncryptionError(f"{name} has no files: there is nothing to sign")
-    for path in files:
+    for path, digest in files.items():
+        if not digest.size:  # it has no shard, so the format cannot name it; a message is never empty
+            raise EncryptionError(f"{path!r} is empty as stored, which a manifest cannot say: encrypt it first")
         if not _plain(path):
             raise EncryptionError(f"{path!r} cannot be in a manifest: a path is relative, without '..' and our folder")
     payload = _statement(name, files)
@@ -103,9 +114,15 @@ def sign(name: str, files: Mapping[str, str], signer: Signer) -> tuple[bytes, Ma
     return made, Manifest(name=name, files=dict(files), payload=payload, signed_by=key.name)
 
 
-def _statement(name: str, files: Mapping[str, str]) -> bytes:
-    ordered = sorted(files.items(), key=lambda item: item[0].split("/"))  # as the specification's paths compare
-    whole = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in ordered)).hexdigest()
+def _statement(name: str, files: Mapping[str, FileDigest]) -> bytes:
+    ordered = [
+        (f"{path}:{start}:{end}", digest)
+        for path, of in sorted(
+            files.items(), key=lambda item: item[0].split("/")
+        )  # as the specification's paths compare
+        for (start, end), digest in zip(_shards(of.size), of.shards, strict=True)
+    ]
+    whole = _whole(digest for _, digest in ordered)
     return orjson.dumps(
         {
             "_type": _STATEMENT,
@@ -113,10 +130,19 @@ def _statement(name: str, files: Mapping[str, str]) -> bytes:
             "predicateType": _PREDICATE,
             "predicate": {
                 "serialization": _SERIALIZATION,
-                "resources": [{"name": path, "algorithm": "sha256", "digest": digest} for path, digest in ordered],
+                "resources": [{"name": shard, "algorithm": _ALGORITHM, "digest": digest} for shard, digest in ordered],
             },
         }
     )
+
+
+def _shards(size: int) -> Iterator[tuple[int, int]]:
+    """Where the shards of a file of `size` bytes start and end."""
+    return ((start, min(start + SHARD, size)) for start in range(0, size, SHARD))
+
+
+def _whole(digests: Iterable[str]) -> str:
+    return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
 
 def _pae(payload: bytes) -> bytes:
@@ -157,10 +183,11 @@ def _verified(bundle: bytes, keys: Sequence[VerifyingKey], origin: str) -> Manif
     _require(statement["predicateType"], _PREDICATE, "predicate type")
     (subject,) = statement["subject"]
     serialization = statement["predicate"]["serialization"]
-    _require(serialization["method"], "files", "method")
+    _require(serialization["method"], "shards", "method")
     _require(serialization["hash_type"], "sha256", "hash type")
+    _require(serialization["shard_size"], SHARD, "shard size")
     files = _files(statement["predicate"]["resources"])
-    whole = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in files.values())).hexdigest()
+    whole = _whole(digest for of in files.values() for digest in of.shards)
     _require(subject["digest"]["sha256"], whole, "subject's digest")
     return Manifest(name=str(subject["name"]), files=files, payload=payload, signed_by=key.name)
 
@@ -179,15 +206,21 @@ def _signed_by(signature: bytes, payload: bytes, keys: Sequence[VerifyingKey], h
     )
 
 
-def _files(resources: Any) -> dict[str, str]:
-    files: dict[str, str] = {}
+def _files(resources: Any) -> dict[str, FileDigest]:
+    """Every file of the statement: its shards stand one after another, from its first byte to its last."""
+    files: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
     for resource in resources:
-        path, digest = resource["name"], resource["digest"]
-        _require(resource["algorithm"], "sha256", f"algorithm of {path!r}")
-        if not isinstance(path, str) or not _plain(path) or path in files or not _DIGEST.fullmatch(digest):
-            raise DecryptionError(f"the manifest has no proper entry for {path!r}")
-        files[path] = digest
-    return files
+        shard, digest = resource["name"], resource["digest"]
+        _require(resource["algorithm"], _ALGORITHM, f"algorithm of {shard!r}")
+        path, start, end = shard.rsplit(":", 2)
+        known = sizes.get(path, 0)
+        follows = start == str(known) and known % SHARD == 0 and end.isascii() and end.isdigit()
+        if not follows or not known < int(end) <= known + SHARD or not _plain(path) or not _DIGEST.fullmatch(digest):
+            raise DecryptionError(f"the manifest has no proper entry for {shard[:_LONG]!r}")
+        files.setdefault(path, []).append(digest)
+        sizes[path] = int(end)
+    return {path: FileDigest(sizes[path], tuple(digests)) for path, digests in files.items()}
 
 
 def _plain(path: str) -> bool:
@@ -206,6 +239,6 @@ def _decoded(text: Any) -> bytes:
         raise DecryptionError(f"the manifest is damaged: {error}") from error
 
 
-def _require(found: Any, expected: str, what: str) -> None:
+def _require(found: Any, expected: str | int, what: str) -> None:
     if found != expected:
         raise DecryptionError(f"the manifest's {what} is {str(found)[:80]!r}, not {expected!r}")

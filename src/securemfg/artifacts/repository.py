@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import shutil
@@ -41,6 +40,7 @@ from securemfg.artifacts.state import STATE
 from securemfg.artifacts.tombstones import tombstone, tombstone_path
 from securemfg.encryption.message import looks_like_message
 from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RECORDS, RUN_PROVIDER, plaintext_size
+from securemfg.encryption.source import stored_digest
 from securemfg.encryption.stream import Message, Witness, decrypt_file, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
 from securemfg.settings import PlaintextReads
@@ -199,8 +199,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         if not looks_like_message(start):
             self._plaintext(protection, stored, path, target, located=location is not None)
             if witness is not None:
-                with target.open("rb") as copy:
-                    witness(hashlib.file_digest(copy, "sha256").hexdigest())
+                witness(stored_digest(target))
             return
         if location is None:
             raise DecryptionError(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import posixpath
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from securemfg.artifacts.authenticity import MLMODEL, collecting, name_of, outer_models, put_signed
+from securemfg.artifacts.authenticity import MLMODEL, Digests, collecting, name_of, outer_models, put_signed
 from securemfg.artifacts.location import Location, Root, locate
 from securemfg.artifacts.manifest import FILE, MAX_MANIFEST, Manifest, verified
 from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.staging import staging_folder
 from securemfg.artifacts.stores import LocalStore, S3Store, open_store
+from securemfg.encryption.digests import FileDigest
 from securemfg.encryption.run_key import FOLDER
+from securemfg.encryption.source import stored_digest
 from securemfg.errors import ConfigError, DecryptionError
 
 
@@ -37,12 +38,12 @@ def check_manifest(store: LocalStore | S3Store, location: Location, rules: Prote
     if manifest.name != name_of(root, folder):
         raise DecryptionError(f"the manifest of {name_of(root, folder)} is that of {manifest.name}: moved or swapped")
     base = posixpath.join(root.uri, folder).rstrip("/")
-    found: dict[str, str] = {}
+    found: Digests = {}
     for stored in open_store(base).files():
         path = stored.address.removeprefix(base).strip("/")
         if FOLDER not in path.split("/"):
-            with store.fetched(stored.address) as local, local.open("rb") as file:
-                found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            with store.fetched(stored.address) as local:
+                found[path] = stored_digest(local)
     manifest.check(found)
     return manifest
 
@@ -123,5 +124,5 @@ def sign_stored(repository: Any, root: Root, folder: str, protection: Protection
                 target.unlink()
     if not any(posixpath.basename(path) == MLMODEL for path in found):
         raise ConfigError(f"{name_of(root, folder)} has no {MLMODEL} file: it is no model of MLflow's")
-    files: Mapping[str, str] = {path.removeprefix(folder).strip("/"): digest for path, digest in found.items()}
+    files: Mapping[str, FileDigest] = {path.removeprefix(folder).strip("/"): digest for path, digest in found.items()}
     return put_signed(repository, protection, root, folder, files, signer)

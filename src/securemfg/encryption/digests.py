@@ -1,44 +1,74 @@
-"""The SHA-256 of a message, from the very bytes that are encrypted or decrypted: nothing is read a second time."""
+"""SHA-256 digests of a message, from the very bytes that are encrypted or decrypted: nothing is read a second time.
+
+A file is digested in shards of one frame's length, so that each thread digests the frames that it works on. A shard is
+the end of one frame (as long as the header) and all of the next one but its end.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
-_AHEAD: Final = 16  # frames that may wait for an earlier one: memory stays flat
+from securemfg.encryption.frames import run_shared, workers_for
+from securemfg.encryption.message import FRAME_LENGTH, FRAME_OVERHEAD
+
+SHARD: Final = FRAME_LENGTH + FRAME_OVERHEAD  # bytes; the last one of a file is what is left
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What a file's bytes are, in shards of SHARD bytes."""
+
+    size: int  # bytes
+    shards: tuple[str, ...]  # SHA-256 (hex) of each
+
+
+def digest_file(read: Callable[[memoryview, int], int], size: int) -> FileDigest:
+    """The digest of `size` bytes that `read` gives: into a buffer, from an offset; how many there were."""
+    shards: dict[int, str] = {}
+
+    def work(draw: Callable[[], int | None]) -> None:
+        buffer = memoryview(bytearray(min(SHARD, size)))
+        while (index := draw()) is not None:
+            count = read(buffer[: min(SHARD, size - index * SHARD)], index * SHARD)
+            shards[index] = hashlib.sha256(buffer[:count]).hexdigest()
+
+    count = -(-size // SHARD)
+    run_shared(work, count, workers_for(size))
+    return FileDigest(size, tuple(shards[index] for index in range(count)))
 
 
 class MessageDigest:
-    """SHA-256 over a header and its frames, which several threads give in nearly any order."""
+    """The digest of a header and its frames of FRAME_LENGTH, which several threads give in any order."""
 
-    def __init__(self, header: bytes) -> None:
-        self._hash = hashlib.sha256(header)
+    def __init__(self, header: bytes, frames: int) -> None:
+        """`frames` of full length come before the final one."""
+        self._header = header
+        self._frames = frames
+        self._size = len(header)
+        self._shards: dict[int, str] = {}
+        self._ends = {-1: header}  # of frames, until the next one comes: what its shard begins with
         self._turn = threading.Condition()
-        self._next = 0
-        self._waiting: dict[int, bytes] = {}
-        self._hashing = False
         self._failed = False
 
     def add(self, index: int, frame: memoryview) -> None:
-        """Take frame `index` (from 0) as it is stored. Waits while too many earlier ones are missing.
-
-        Whoever brings the next one hashes, without the lock, until none is left: the others go on with their work.
-        """
+        """Take frame `index` (from 0) as it is stored. Waits for the one before it to come, not to be digested."""
+        cut = SHARD - len(self._header)
         with self._turn:
-            self._turn.wait_for(lambda: self._failed or index < self._next + _AHEAD)
-            if self._hashing or index != self._next:
-                self._waiting[index] = bytes(frame)  # the caller uses its buffer again
-                return
-            self._hashing = True
-        following: memoryview | bytes | None = frame
-        while following is not None:
-            self._hash.update(following)
-            with self._turn:
-                self._next += 1
-                following = self._waiting.pop(self._next, None)
-                self._hashing = following is not None
+            self._size += len(frame)
+            if index < self._frames:
+                self._ends[index] = bytes(frame[cut:])
                 self._turn.notify_all()
+            self._turn.wait_for(lambda: self._failed or index - 1 in self._ends)
+            start = self._ends.pop(index - 1, b"")
+        shard = hashlib.sha256(start)
+        shard.update(frame[:cut])
+        self._shards[index] = shard.hexdigest()
+        if index == self._frames and len(frame) > cut:
+            self._shards[index + 1] = hashlib.sha256(frame[cut:]).hexdigest()
 
     def abandon(self) -> None:
         """A frame will never come: let nobody wait for it."""
@@ -46,5 +76,6 @@ class MessageDigest:
             self._failed = True
             self._turn.notify_all()
 
-    def hex(self) -> str:
-        return self._hash.hexdigest()
+    def whole(self) -> FileDigest:
+        """The digest, once every frame has come."""
+        return FileDigest(self._size, tuple(digest for _, digest in sorted(self._shards.items())))

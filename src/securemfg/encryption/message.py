@@ -289,6 +289,36 @@ def _derive(data_key: bytes, message_id: bytes, info: bytes) -> bytes:
     return HKDF(algorithm=SHA512(), length=KEY_LENGTH, salt=message_id, info=info).derive(data_key)
 
 
+def _header_body(
+    message_id: bytes, context: Context, recipients: Sequence[EncryptedDataKey], frame_length: int, commitment: bytes
+) -> bytes:
+    """A header's bytes before its tag, as they are written. Raises EncryptionError."""
+    serialized = serialize_context(context)
+    parts = [
+        struct.pack(">BH", VERSION, SUITE),
+        message_id,
+        struct.pack(">H", len(serialized)),
+        serialized,
+        struct.pack(">H", len(recipients)),
+    ]
+    for edk in recipients:
+        for value in (edk.provider.encode(), edk.info, edk.ciphertext):
+            if len(value) > 0xFFFF:
+                raise EncryptionError(f"the wrapped key for {edk.shown} is too long: 65,535 bytes per field")
+            parts += (struct.pack(">H", len(value)), value)
+    parts += (struct.pack(">BI", _FRAMED, frame_length), commitment)
+    body = b"".join(parts)
+    if len(body) > MAX_HEADER:
+        raise EncryptionError(f"the header would be longer than {MAX_HEADER} bytes: fewer recipients, less context")
+    return body
+
+
+def header_length(context: Context, recipients: Sequence[EncryptedDataKey]) -> int:
+    """Bytes of a header that would be written for these: no key is needed to know. Raises EncryptionError."""
+    body = _header_body(bytes(MESSAGE_ID_LENGTH), context, recipients, FRAME_LENGTH, bytes(KEY_LENGTH))
+    return len(body) + TAG_LENGTH
+
+
 class MessageKey:
     """The keys derived for one message: seals and opens its header and frames.
 
@@ -329,23 +359,7 @@ class MessageKey:
             raise EncryptionError(f"algorithm suite 0x{self.suite:04x} is not written: only 0x{SUITE:04x} is")
         if not 1 <= len(encrypted_data_keys) <= MAX_RECIPIENTS:
             raise EncryptionError(f"a message has 1 to {MAX_RECIPIENTS} recipients, not {len(encrypted_data_keys)}")
-        serialized = serialize_context(context)
-        parts = [
-            struct.pack(">BH", VERSION, SUITE),
-            self.message_id,
-            struct.pack(">H", len(serialized)),
-            serialized,
-            struct.pack(">H", len(encrypted_data_keys)),
-        ]
-        for edk in encrypted_data_keys:
-            for value in (edk.provider.encode(), edk.info, edk.ciphertext):
-                if len(value) > 0xFFFF:
-                    raise EncryptionError(f"the wrapped key for {edk.shown} is too long: 65,535 bytes per field")
-                parts += (struct.pack(">H", len(value)), value)
-        parts += (struct.pack(">BI", _FRAMED, frame_length), self.commitment)
-        body = b"".join(parts)
-        if len(body) > MAX_HEADER:
-            raise EncryptionError(f"the header would be longer than {MAX_HEADER} bytes: fewer recipients, less context")
+        body = _header_body(self.message_id, context, encrypted_data_keys, frame_length, self.commitment)
         return Header(
             suite=SUITE,
             message_id=self.message_id,
@@ -379,15 +393,20 @@ class Geometry:
     @classmethod
     def of(cls, header: Header, message_length: int) -> Geometry:
         """Raises DecryptionError when no whole message of these frames has that size."""
-        rest = message_length - header.length - FINAL_OVERHEAD
+        return cls.fitting(header.length, header.frame_length, message_length)
+
+    @classmethod
+    def fitting(cls, header_length: int, frame_length: int, message_length: int) -> Geometry:
+        """As `of`, without a header at hand."""
+        rest = message_length - header_length - FINAL_OVERHEAD
         if rest < 0:
             raise DecryptionError("the message is cut off: it has no final frame")
-        frames, final = divmod(rest, header.frame_length + FRAME_OVERHEAD)
-        if final > header.frame_length:
+        frames, final = divmod(rest, frame_length + FRAME_OVERHEAD)
+        if final > frame_length:
             raise DecryptionError("the message is cut off or has bytes left over: its size fits no whole frames")
         if frames >= MAX_FRAMES:
             raise DecryptionError(f"the message has more than {MAX_FRAMES} frames")
-        return cls(header.length, header.frame_length, frames, final)
+        return cls(header_length, frame_length, frames, final)
 
     @classmethod
     def unframed(cls, header: Header, plaintext_length: int) -> Geometry:

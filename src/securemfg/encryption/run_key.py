@@ -22,12 +22,11 @@ from securemfg.encryption.message import (
     FRAME_LENGTH,
     IV_LENGTH,
     KEY_LENGTH,
-    MESSAGE_ID_LENGTH,
     TAG_LENGTH,
     Context,
     EncryptedDataKey,
     Geometry,
-    MessageKey,
+    header_length,
     parse_header,
 )
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
@@ -177,9 +176,8 @@ def plaintext_size(stored: int, context: Context) -> int | None:
 
     The overhead of a message for one run key is known without reading it: suite 0x0478, one recipient, 1 MiB frames.
     """
-    probe = MessageKey(bytes(KEY_LENGTH), bytes(MESSAGE_ID_LENGTH))
     edk = EncryptedDataKey(RUN_PROVIDER, bytes(32 + 8 + IV_LENGTH), bytes(KEY_LENGTH + TAG_LENGTH))
     try:
-        return Geometry.of(probe.header(context, [edk], FRAME_LENGTH), stored).plaintext_length
+        return Geometry.fitting(header_length(context, [edk]), FRAME_LENGTH, stored).plaintext_length
     except EncryptionError:
         return None

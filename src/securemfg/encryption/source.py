@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+from securemfg.encryption.digests import FileDigest, digest_file
 from securemfg.encryption.layout import ReadAt
 from securemfg.errors import EncryptionError
 
@@ -78,3 +79,14 @@ def reading(fd: int, source: Path) -> ReadAt:
         return bytes(buffer[: read_at(fd, buffer, offset, source)])
 
     return read
+
+
+def stored_digest(path: Path) -> FileDigest:
+    """The digest of a file as it lies there. Raises EncryptionError."""
+    fd, status = open_source(path)
+    try:
+        digest = digest_file(lambda buffer, offset: read_at(fd, buffer, offset, path), status.st_size)
+        unchanged(fd, status, path)
+    finally:
+        os.close(fd)
+    return digest

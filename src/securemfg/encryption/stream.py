@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from securemfg.encryption.digests import MessageDigest
+from securemfg.encryption.digests import FileDigest, MessageDigest
 from securemfg.encryption.frames import new_message, open_frame, open_single, run_shared, seal, workers_for
 from securemfg.encryption.keys import Key, open_keys, unlock
 from securemfg.encryption.layout import ReadAt, check_end, lay_out, verify_signature
@@ -38,7 +38,7 @@ from securemfg.errors import DecryptionError, EncryptionError
 
 Fill = Callable[[memoryview, int], None]  # buffer, offset: fills it whole with plaintext, or raises
 Sink = Callable[[memoryview, int], None]  # plaintext, offset: called by several threads
-Witness = Callable[[str], None]  # the SHA-256 (hex) of a whole message: what it raises refuses the file
+Witness = Callable[[FileDigest], None]  # of a whole message: what it raises refuses the file
 
 _MODE: Final = 0o777  # of the source's mode; set-uid and set-gid are not handed on
 _HEADER_READ: Final = 1 << 12  # bytes; nearly every header fits
@@ -185,10 +185,10 @@ def write_message(
     """Write the message of `length` bytes of plaintext to the descriptor `out`. Raises EncryptionError."""
     message_key, header = new_message(keys, context, FRAME_LENGTH)
     geometry = Geometry.plan(header, length)
-    digest = MessageDigest(header.body + header.tag) if witness is not None else None
+    digest = MessageDigest(header.body + header.tag, geometry.frames) if witness is not None else None
     _encrypt_frames(fill, out, message_key, header, geometry, digest)
     if witness is not None and digest is not None:
-        witness(digest.hex())
+        witness(digest.whole())
     return header, geometry
 
 
@@ -225,9 +225,9 @@ class Opened:
         """
         digest = None
         if witness is not None:
-            if not self.geometry.frame_length or self._signature is not None or self.header.iv is not None:
-                raise DecryptionError("the message is not of the one suite that artifacts are written with")
-            digest = MessageDigest(self.header.body + self.header.tag)
+            if self.geometry.frame_length != FRAME_LENGTH or self._signature is not None or self.header.iv is not None:
+                raise DecryptionError("the message is not of the one suite and frame length that artifacts have")
+            digest = MessageDigest(self.header.body + self.header.tag, self.geometry.frames)
         if self.geometry.frame_length:
             run_shared(
                 abandoning(lambda draw: self._work(draw, sink, digest), digest),
@@ -241,7 +241,7 @@ class Opened:
             verify_signature(self.header, self._signature, self.geometry.message_length, self._read)
         unchanged(self.fd, self.status, self.source)
         if witness is not None and digest is not None:
-            witness(digest.hex())
+            witness(digest.whole())
 
     def _work(self, draw: Callable[[], int | None], sink: Sink, digest: MessageDigest | None) -> None:
         geometry = self.geometry

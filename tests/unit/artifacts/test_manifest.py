@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,25 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from securemfg.artifacts.manifest import MAX_MANIFEST, sign, verified
-from securemfg.encryption.digests import MessageDigest
+from securemfg.encryption.digests import SHARD, FileDigest, MessageDigest
 from securemfg.encryption.signers import LocalSigner, create_signing_key, open_pinned, open_signer
+from securemfg.encryption.source import stored_digest
 from securemfg.errors import ConfigError, DecryptionError, EncryptionError, KeyUnavailable
 
 NAME = "model/m-" + "0" * 32
-FILES = {"MLmodel": "0" * 64, "a/b.bin": "1" * 64, "a.txt": "2" * 64}
+
+
+def shard(digit: str, size: int = 9) -> FileDigest:
+    """The digest of a file of one shard."""
+    return FileDigest(size, (digit * 64,))
+
+
+FILES = {
+    "MLmodel": shard("0"),
+    "a/b.bin": FileDigest(2 * SHARD + 1, ("1" * 64, "2" * 64, "3" * 64)),
+    "a.txt": shard("4", SHARD),
+    "a:1:2": shard("5"),
+}
 
 
 @pytest.fixture
@@ -48,7 +62,7 @@ def test_what_was_signed_is_what_is_verified(tmp_path: Path, kind: str) -> None:
 def test_pin_is_of_the_content_and_not_of_the_key(tmp_path: Path) -> None:
     one, two = create_signing_key(tmp_path / "1.key"), create_signing_key(tmp_path / "2.key")
     assert sign(NAME, FILES, one)[1].pin == sign(NAME, dict(reversed(FILES.items())), two)[1].pin
-    assert sign(NAME, {**FILES, "x": "3" * 64}, one)[1].pin != sign(NAME, FILES, one)[1].pin
+    assert sign(NAME, {**FILES, "x": shard("3")}, one)[1].pin != sign(NAME, FILES, one)[1].pin
     assert sign(NAME[:-1] + "1", FILES, one)[1].pin != sign(NAME, FILES, one)[1].pin
 
 
@@ -121,8 +135,36 @@ def test_a_bundle_too_long_is_not_parsed(signer: LocalSigner) -> None:
 )
 def test_a_path_that_leads_elsewhere_is_neither_signed_nor_read(signer: LocalSigner, path: str) -> None:
     with pytest.raises(EncryptionError, match="cannot be in a manifest"):
-        sign(NAME, {path: "0" * 64}, signer)
-    assert resigned(signer, lambda s: s["predicate"]["resources"][0].update(name=path)) == "no proper entry"
+        sign(NAME, {path: shard("0")}, signer)
+    entry = {"name": f"{path}:0:9"}
+    assert resigned(signer, lambda s: s["predicate"]["resources"][0].update(entry)) == "no proper entry"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["MLmodel:1:9"],  # its start is missing
+        ["MLmodel:0:0"],
+        ["MLmodel:0:-9"],
+        [f"MLmodel:0:{SHARD + 1}"],
+        ["MLmodel:0:9", "MLmodel:9:10"],  # a shard that is not full, and one more
+        [f"MLmodel:0:{SHARD}", f"MLmodel:{SHARD + 1}:{SHARD + 2}"],  # a byte that nobody signed
+        ["MLmodel:0:9", "MLmodel:0:9"],
+        ["MLmodel:00:9"],
+        ["MLmodel:0:٩"],
+    ],
+)
+def test_shards_that_are_not_a_whole_file_are_refused(signer: LocalSigner, names: list[str]) -> None:
+    def entries(statement: dict[str, Any]) -> None:
+        (first, *_) = statement["predicate"]["resources"]
+        statement["predicate"]["resources"] = [{**first, "name": name} for name in names]
+
+    assert resigned(signer, entries) == "no proper entry"
+
+
+def test_a_file_that_is_empty_as_stored_is_not_signed(signer: LocalSigner) -> None:
+    with pytest.raises(EncryptionError, match="is empty as stored"):
+        sign(NAME, {"MLmodel": shard("0"), "empty": FileDigest(0, ())}, signer)
 
 
 def resigned(signer: LocalSigner, change: Callable[[dict[str, Any]], None]) -> str:
@@ -146,6 +188,7 @@ def resigned(signer: LocalSigner, change: Callable[[dict[str, Any]], None]) -> s
         "statement type",
         "method",
         "hash type",
+        "shard size",
         "algo",
     ):
         if why in str(caught.value):
@@ -160,7 +203,8 @@ def test_other_statements_of_the_same_signer_are_no_manifests(signer: LocalSigne
     assert resigned(signer, doubled) == "no proper entry"
     assert resigned(signer, lambda s: s.update(predicateType="https://slsa.dev/provenance/v1")) == "predicate type"
     assert resigned(signer, lambda s: s.update(_type="x")) == "statement type"
-    assert resigned(signer, lambda s: s["predicate"]["serialization"].update(method="shards")) == "method"
+    assert resigned(signer, lambda s: s["predicate"]["serialization"].update(method="files")) == "method"
+    assert resigned(signer, lambda s: s["predicate"]["serialization"].update(shard_size=1 << 20)) == "shard size"
     assert resigned(signer, lambda s: s["predicate"]["serialization"].update(hash_type="blake2")) == "hash type"
     assert resigned(signer, lambda s: s["subject"][0]["digest"].update(sha256="0" * 64)) == "subject's digest"
     assert resigned(signer, lambda s: s["predicate"]["resources"][0].update(algorithm="md5")) == "algo"
@@ -169,25 +213,27 @@ def test_other_statements_of_the_same_signer_are_no_manifests(signer: LocalSigne
 def test_ignored_paths_of_a_manifest_excuse_no_file(signer: LocalSigner) -> None:
     _, manifest = sign(NAME, FILES, signer)
     with pytest.raises(DecryptionError, match=r"files that nobody signed: '\.git/config'"):
-        manifest.check({**FILES, ".git/config": "0" * 64})
+        manifest.check({**FILES, ".git/config": shard("0")})
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({**FILES, "x": "3" * 64}, "files that nobody signed: 'x'"),
-        ({"MLmodel": "0" * 64, "a.txt": "2" * 64}, "signed files are missing: 'a/b.bin'"),
-        ({**FILES, "a.txt": "1" * 64}, r"changed or swapped: 'a\.txt'"),
-        ({**FILES, "a.txt": "1" * 64, "a/b.bin": "2" * 64}, r"changed or swapped: 'a\.txt', 'a/b\.bin'"),
+        ({**FILES, "x": shard("3")}, "files that nobody signed: 'x'"),
+        ({name: of for name, of in FILES.items() if name != "a/b.bin"}, "signed files are missing: 'a/b.bin'"),
+        ({**FILES, "a.txt": FileDigest(SHARD, ("1" * 64,))}, r"changed or swapped: 'a\.txt'"),
+        ({**FILES, "a.txt": shard("4", SHARD - 1)}, r"changed or swapped: 'a\.txt'"),
+        ({**FILES, "a.txt": shard("5"), "a/b.bin": shard("1")}, r"changed or swapped: 'a\.txt', 'a/b\.bin'"),
+        ({**FILES, "a/b.bin": FileDigest(2 * SHARD + 1, ("1" * 64, "3" * 64, "2" * 64))}, r"swapped: 'a/b\.bin'"),
     ],
 )
 def test_anything_but_exactly_the_signed_files_is_refused(
-    signer: LocalSigner, found: dict[str, str], said: str
+    signer: LocalSigner, found: dict[str, FileDigest], said: str
 ) -> None:
     _, manifest = sign(NAME, FILES, signer)
     manifest.check(FILES)
-    manifest.check({"a/b.bin": "1" * 64}, "a")
-    manifest.check({"a.txt": "2" * 64}, "a.txt")
+    manifest.check({"a/b.bin": FILES["a/b.bin"]}, "a")
+    manifest.check({"a.txt": FILES["a.txt"]}, "a.txt")
     with pytest.raises(DecryptionError, match=said):
         manifest.check(found)
 
@@ -206,14 +252,10 @@ def test_the_public_verifier_accepts_ours_and_refuses_what_we_refuse(tmp_path: P
     verifying = pytest.importorskip("model_signing.verifying", reason="needs model-signing 1.1.1")
     signer = LocalSigner(ec.generate_private_key(curve), "tests")
     model = tmp_path / "model"
-    for path, data in {"MLmodel": b"a", "a/b.bin": b"b" * 3000, "a-b": b"c", "a.b": b""}.items():
+    for path, data in {"MLmodel": b"a", "a/b.bin": b"b" * (2 * SHARD + 3), "a-b": b"c", "a.b": b"x" * SHARD}.items():
         (model / path).parent.mkdir(parents=True, exist_ok=True)
         (model / path).write_bytes(data)
-    files = {
-        str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in model.rglob("*")
-        if path.is_file()
-    }
+    files = {str(path.relative_to(model)): stored_digest(path) for path in model.rglob("*") if path.is_file()}
     (model / ".securemfg" / "keys").mkdir(parents=True)
     (model / ".securemfg" / "keys" / "record.esdk").write_bytes(b"record")
     place = model / ".securemfg" / "manifest.sig"
@@ -229,7 +271,9 @@ def test_the_public_verifier_accepts_ours_and_refuses_what_we_refuse(tmp_path: P
     with pytest.raises(ValueError, match="Extra files"):
         verify()
     (model / "extra").unlink()
-    (model / "a-b").write_bytes(b"d")
+    with (model / "a" / "b.bin").open("r+b") as file:
+        file.seek(SHARD)
+        file.write(b"c")
     with pytest.raises(ValueError, match="mismatch"):
         verify()
 
@@ -237,16 +281,19 @@ def test_the_public_verifier_accepts_ours_and_refuses_what_we_refuse(tmp_path: P
 def test_what_the_public_signer_makes_is_read(tmp_path: Path) -> None:
     pytest.importorskip("OpenSSL", reason="needs pyopenssl, which model-signing imports")
     signing = pytest.importorskip("model_signing.signing", reason="needs model-signing 1.1.1")
+    hashing = pytest.importorskip("model_signing.hashing", reason="needs model-signing 1.1.1")
     private = ec.generate_private_key(ec.SECP256R1())
     key = tmp_path / "key.pem"
     pkcs8 = serialization.PrivateFormat.PKCS8
     key.write_bytes(private.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()))
     model = tmp_path / "model"
     model.mkdir()
-    (model / "MLmodel").write_bytes(b"a")
-    signing.Config().use_elliptic_key_signer(private_key=key).sign(model, tmp_path / "out.sig")
+    (model / "MLmodel").write_bytes(b"a" * (SHARD + 1))
+    sharded = hashing.Config().use_shard_serialization(shard_size=SHARD)
+    by_key = signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(sharded)
+    by_key.sign(model, tmp_path / "out.sig")
     read = verified((tmp_path / "out.sig").read_bytes(), LocalSigner(private, "k").verifying_keys(), origin="tests")
-    assert dict(read.files) == {"MLmodel": hashlib.sha256(b"a").hexdigest()}
+    assert dict(read.files) == {"MLmodel": stored_digest(model / "MLmodel")}
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------
@@ -313,19 +360,31 @@ def test_a_signing_key_does_not_travel_and_is_not_shown(signer: LocalSigner) -> 
 # -- digests in any order ---------------------------------------------------------------------------------------------
 
 
-def test_frames_in_any_order_give_the_digest_of_the_whole() -> None:
-    parts = [bytes([n]) * 10 for n in range(12)]
-    digest = MessageDigest(b"header")
-    for index in [3, 1, 0, 2, 11, 10, 9, 8, 7, 6, 5, 4]:
-        digest.add(index, memoryview(parts[index]))
-    assert digest.hex() == hashlib.sha256(b"header" + b"".join(parts)).hexdigest()
+def in_shards(data: bytes) -> FileDigest:
+    parts = [data[at : at + SHARD] for at in range(0, len(data), SHARD)]
+    return FileDigest(len(data), tuple(hashlib.sha256(part).hexdigest() for part in parts))
 
 
-def test_who_is_too_far_ahead_waits_and_is_let_go_when_a_frame_never_comes() -> None:
-    import threading
+@pytest.mark.parametrize("final", [0, 1, SHARD - 301, SHARD - 300, SHARD - 299, SHARD, SHARD + 8])
+@pytest.mark.parametrize("frames", [0, 1, 5])
+def test_frames_in_any_order_give_the_digest_of_the_whole(frames: int, final: int) -> None:
+    header = b"h" * 300
+    parts = [bytes([n]) * SHARD for n in range(frames)] + [b"f" * final]
+    digest = MessageDigest(header, frames)
+    threads = [
+        threading.Thread(target=digest.add, args=(index, memoryview(parts[index])))
+        for index in reversed(range(frames + 1))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert digest.whole() == in_shards(header + b"".join(parts))
 
-    digest = MessageDigest(b"")
-    waiting = threading.Thread(target=lambda: digest.add(1000, memoryview(b"x")))
+
+def test_who_waits_for_a_frame_that_never_comes_is_let_go() -> None:
+    digest = MessageDigest(b"", 1)
+    waiting = threading.Thread(target=lambda: digest.add(1, memoryview(b"x")))
     waiting.start()
     assert waiting.is_alive()
     digest.abandon()
@@ -333,7 +392,7 @@ def test_who_is_too_far_ahead_waits_and_is_let_go_when_a_frame_never_comes() -> 
     assert not waiting.is_alive()
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1, 40 << 20])
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 300, 1 << 20, (1 << 20) + 1, 40 << 20])
 def test_the_digest_of_a_message_is_that_of_its_file(tmp_path: Path, size: int) -> None:
     import os
 
@@ -341,11 +400,12 @@ def test_the_digest_of_a_message_is_that_of_its_file(tmp_path: Path, size: int) 
 
     key = RawAesKey("tests", "test", bytes(range(32)))
     (tmp_path / "plain").write_bytes(os.urandom(size))
-    told: list[str] = []
+    told: list[FileDigest] = []
     encrypt_file(tmp_path / "plain", tmp_path / "message", key=key, witness=told.append)
     decrypt_file(tmp_path / "message", tmp_path / "again", key=key, witness=told.append)
     verify_file(tmp_path / "message", key=key, witness=told.append)
-    assert told == [hashlib.sha256((tmp_path / "message").read_bytes()).hexdigest()] * 3
+    expected = in_shards((tmp_path / "message").read_bytes())
+    assert [*told, stored_digest(tmp_path / "message")] == [expected] * 4
     assert (tmp_path / "again").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
@@ -356,7 +416,7 @@ def test_what_a_witness_refuses_never_appears(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"x")
     encrypt_file(tmp_path / "plain", tmp_path / "message", key=key)
 
-    def refuse(digest: str) -> None:
+    def refuse(digest: FileDigest) -> None:
         raise DecryptionError("not this one")
 
     for act, target in ((encrypt_file, "other"), (decrypt_file, "again")):
