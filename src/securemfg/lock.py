@@ -88,6 +88,12 @@ def check_lock(settings: Settings, origin: Origin, lock_file: Path) -> None:
             if more:
                 shown = ", ".join(limit.encryption.read_suites) or "none"
                 raise _looser(setting, more[0], origin(setting), shown, lock_file)
+        elif setting == "artifacts.signers":
+            pinned = settings.artifacts.signers or (f"signer {settings.artifacts.signer or 'of this project'}",)
+            others = [key for key in pinned if key not in limit.artifacts.signers]
+            if others:
+                shown = ", ".join(limit.artifacts.signers) or "none"
+                raise _looser(setting, others[0], origin(setting), shown, lock_file)
         elif setting.startswith("audit.on_failure."):
             level = Sensitivity.parse(setting.rsplit(".", 1)[1])
             theirs = limit.audit.on_failure[level]
@@ -101,7 +107,7 @@ def check_lock(settings: Settings, origin: Origin, lock_file: Path) -> None:
 
 
 def _unknown(setting: str, lock_file: Path) -> ConfigError:
-    known = (*_LOCKABLE, "tls.allow", "encryption.read_suites", "audit.on_failure")
+    known = (*_LOCKABLE, "tls.allow", "encryption.read_suites", "artifacts.signers", "audit.on_failure")
     return ConfigError(f"[lock] cannot hold {setting!r} ({lock_file}){nearest(setting, known)}")
 
 

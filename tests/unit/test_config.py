@@ -493,3 +493,20 @@ def test_lock_holds_the_suites_that_may_be_read(settings: Load) -> None:
         settings('[encryption]\nread_suites = ["0x0378", "0x0178"]', lock=lock)
     with pytest.raises(ConfigError, match="looser than the lock's 'none'"):
         settings('[encryption]\nread_suites = ["0x0378"]', lock="[lock.encryption]\nread_suites = []")
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ('signers = ["ed25519:/plant.pem", "ed25519:mine.pem"]', "ed25519:mine.pem"),
+        ('signer = "ed25519:mine.key"', "signer ed25519:mine.key"),  # it would pin its own public half
+        ("", "signer of this project"),
+    ],
+)
+def test_lock_holds_whose_signatures_count(settings: Load, own: str, named: str) -> None:
+    lock = '[lock.artifacts]\nsigners = ["ed25519:/plant.pem", "aws-kms:arn:aws:kms:eu-central-1:123456789012:key/a"]'
+    with pytest.raises(ConfigError, match=r"is looser than the lock's 'ed25519:/plant.pem, aws-kms:") as caught:
+        settings(f"[artifacts]\n{own}", lock=lock)
+    assert f"'artifacts.signers' = {named!r}" in str(caught.value)
+    tight = settings('[artifacts]\nsigner = "ed25519:mine.key"\nsigners = ["ed25519:/plant.pem"]', lock=lock)
+    assert tight.settings.artifacts.signers == ("ed25519:/plant.pem",)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
 from securemfg import context
 
-__all__ = ["activate", "active", "deactivate"]
+__all__ = ["activate", "active", "deactivate", "open_artifact"]
 
 
 def activate() -> None:
@@ -28,3 +30,16 @@ def active() -> bool:
 
     state = sys.modules.get("securemfg.artifacts.state")
     return state is not None and state.STATE.protection is not None
+
+
+def open_artifact(uri: str) -> BinaryIO:
+    """One file's plaintext, read-only and seekable, for pandas, pyarrow, safetensors, torch.load and the like.
+
+    `uri` is any address of MLflow's: `runs:/ID/data.parquet`, `models:/press/3/model.safetensors`, a path. Frames are
+    decrypted and verified as they are read, and nothing of them is staged; a file of a model whose signed manifest is
+    asked for is checked whole first. Works while encrypted artifacts are on. Raises ConfigError, DecryptionError,
+    KeyUnavailable.
+    """
+    from securemfg.artifacts.opening import open_artifact as opened
+
+    return opened(uri)

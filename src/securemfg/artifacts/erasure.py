@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from securemfg.artifacts.bulk import record_id
 from securemfg.artifacts.keyring import KEYRING
@@ -26,6 +26,12 @@ from securemfg.errors import ConfigError, DecryptionError, EncryptionError, Secu
 if TYPE_CHECKING:
     from securemfg.config import Config
     from securemfg.encryption.configured import ConfiguredKeys
+
+
+_ELSEWHERE: Final = Fate.not_provable(
+    "sealed values in MLflow's database that carry a record of their own",
+    "traces, prompts and the registry's texts may tell of this run, under the settings' keys: delete them in MLflow",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +106,7 @@ def _erase_record(store: Store, target: Target, emit: Emit, by: str, reason: str
         )
         for recipient in target.recipients
     ]
+    fates.append(_ELSEWHERE)
     erasure = Erasure(key=target.key_id, place=target.address, recipients=target.recipients, fates=tuple(fates))
     _tell(emit, erasure, "run-key", reason)
     return erasure

@@ -39,7 +39,7 @@ from securemfg.artifacts.staging import (
 from securemfg.artifacts.state import STATE
 from securemfg.artifacts.tombstones import tombstone, tombstone_path
 from securemfg.encryption.message import looks_like_message
-from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RECORDS, RUN_PROVIDER, plaintext_size
+from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RECORDS, RUN_PROVIDER, RunKey, plaintext_size
 from securemfg.encryption.source import stored_digest
 from securemfg.encryption.stream import Message, Witness, decrypt_file, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
@@ -150,7 +150,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             "artifact.encrypted",
             resource=location.path,
             kind="artifact",
-            detail=_detail(message, location, key.key_id),
+            detail=detail_of(message, location, key.key_id),
         )
 
     # -- in ---------------------------------------------------------------------------------------------------------
@@ -165,13 +165,8 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         try:
             reading = self._readings[filling] if filling else Reading(self, protection, remote_file_path, alone=True)
             witness = reading.witness(remote_file_path)
-            if isinstance(self._inner, LocalArtifactRepository):
-                self._take_in(protection, self._local(remote_file_path), remote_file_path, Path(local_path), witness)
-            else:
-                with _on_its_way() as folder:
-                    stored = folder / "stored"
-                    self._inner._download_file(remote_file_path, str(stored))
-                    self._take_in(protection, stored, remote_file_path, Path(local_path), witness)
+            with self.fetched(remote_file_path) as stored:
+                self._take_in(protection, stored, remote_file_path, Path(local_path), witness)
         except SecureMfgError as error:
             protection.emit(
                 "artifact.refused",
@@ -185,6 +180,17 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             else:
                 note(error)
             raise
+
+    @contextmanager
+    def fetched(self, path: str) -> Iterator[Path]:
+        """The file of an artifact as it is stored: where it lies, or in a folder for as long as it is needed."""
+        if isinstance(self._inner, LocalArtifactRepository):
+            yield self._local(path)
+            return
+        with _on_its_way() as folder:
+            stored = folder / "stored"
+            self._inner._download_file(path, str(stored))
+            yield stored
 
     def _take_in(self, protection: Protection, stored: Path, path: str, target: Path, witness: Witness | None) -> None:
         with room_for(target, stored.stat().st_size if stored.is_file() else 0):
@@ -206,18 +212,22 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
                 f"{join(self.artifact_uri, path)} is encrypted, but no run, model or trace id is in its address: "
                 "open it by its runs:/ or models:/ URI"
             )
-        claimed = inspect_file(stored)
-        ids = [name.split("/", 1)[1] for name in claimed.recipients if name.startswith(f"{RUN_PROVIDER}/")]
-        if not ids:
-            raise DecryptionError(f"artifact {path!r} was not written for a run key: recipients {claimed.recipients}")
-        keys = [KEYRING.for_reading(key_id, location.root, self, protection) for key_id in ids]
+        keys = self.run_keys(protection, stored, path, location)
         message = decrypt_file(stored, target, key=keys, context=location.binding, durable=False, witness=witness)
         protection.emit(
             "artifact.decrypted",
             resource=location.path,
             kind="artifact",
-            detail=_detail(message, location, ids[0]),
+            detail=detail_of(message, location, keys[0].key_id),
         )
+
+    def run_keys(self, protection: Protection, stored: Path, path: str, location: Location) -> list[RunKey]:
+        """The run keys that the message `stored` names. Raises DecryptionError, KeyUnavailable."""
+        claimed = inspect_file(stored)
+        ids = [name.split("/", 1)[1] for name in claimed.recipients if name.startswith(f"{RUN_PROVIDER}/")]
+        if not ids:
+            raise DecryptionError(f"artifact {path!r} was not written for a run key: recipients {claimed.recipients}")
+        return [KEYRING.for_reading(key_id, location.root, self, protection) for key_id in ids]
 
     def _plaintext(self, protection: Protection, stored: Path, path: str, target: Path, *, located: bool) -> None:
         rule = protection.plaintext_reads
@@ -429,7 +439,7 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
             raise
 
 
-def _detail(message: Message, location: Location, key_id: str) -> dict[str, str | int]:
+def detail_of(message: Message, location: Location, key_id: str) -> dict[str, str | int]:
     return {
         "root": str(location.root),
         "bytes": message.plaintext_length,

@@ -48,6 +48,7 @@ class MessageFile(io.RawIOBase):
                     f"{self._path} is signed or has no frames, so no part of it can be verified alone: decrypt it whole"
                 )
             self._geometry = Geometry.of(header, status.st_size)
+            self.message = message_of(self._path, header, self._geometry)
             self._key = unlock(header, keys)
             check_expected(header, context)
             self.context = dict(header.context)
@@ -156,7 +157,12 @@ def open_message(
     Every pair of `context` must be in the message's; `suites` as in `decrypt_file`. Reading raises DecryptionError at
     the first frame that does not verify; what was read before it was verified. Raises DecryptionError, KeyUnavailable.
     """
-    return io.BufferedReader(MessageFile(path, key=key, context=context, suites=suites), buffer_size=1 << 18)
+    return buffered(MessageFile(path, key=key, context=context, suites=suites))
+
+
+def buffered(file: MessageFile) -> io.BufferedReader:
+    """`file` for readers that ask for a few bytes at a time."""
+    return io.BufferedReader(file, buffer_size=1 << 18)
 
 
 def open_range(
