@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 import securemfg
+from securemfg.artifacts.keyring import KEYRING
+from securemfg.artifacts.location import Location, Root
 from securemfg.encryption.frames import open_frame
 from securemfg.encryption.keys import create_local_key
 from securemfg.encryption.message import FRAME_LENGTH, FRAME_OVERHEAD
 from securemfg.encryption.signers import create_signing_key
+from securemfg.encryption.stream import encrypt_bytes
 from securemfg.errors import ConfigError, DecryptionError, KeyUnavailable
 from tests.parts.mlflow_server import Store
 from tests.parts.trail import events
@@ -140,11 +143,12 @@ def test_a_file_of_a_signed_model_is_checked_whole_and_has_no_name(
         with securemfg.artifacts.open_artifact(f"{uri}/MLmodel") as file:
             assert files(staging) == []
             assert b"flavors:" in file.read()
-        # the same run key and path, other content: what encrypts is not what signs
-        stored = local_store.stored()
-        (path,) = [one for one in stored if one.endswith("/artifacts/requirements.txt") and info.model_id in one]
-        local_store.put(path, stored[path][:-1] + bytes([stored[path][-1] ^ 1]))
-        with pytest.raises(DecryptionError):
+        # the right run key and place, other content, as any reader could write it: what encrypts is not what signs
+        key = next(key for place, key in KEYRING._writing.items() if info.model_id in place[0])
+        bound = Location(Root("", "model", info.model_id), "requirements.txt").binding
+        (path,) = [one for one in local_store.stored() if one.endswith("/requirements.txt") and info.model_id in one]
+        local_store.put(path, encrypt_bytes(b"malware\n", key=key, context=bound))
+        with pytest.raises(DecryptionError, match=r"is not the model that was signed: .* 'requirements\.txt'"):
             securemfg.artifacts.open_artifact(f"{uri}/requirements.txt")
         assert files(staging) == []
 

@@ -52,7 +52,7 @@ MEMBERS = [
     "tls",
 ]
 PARTS = {
-    "artifacts": ["activate", "active", "deactivate"],
+    "artifacts": ["activate", "active", "deactivate", "open_artifact"],
     "audit": [
         "Journal", "Problem", "Receipt", "Shipped", "Shipper", "Strength", "Summary", "Tags", "Trail",
         "Verification", "event", "read_events", "verify",

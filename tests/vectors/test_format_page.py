@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from securemfg.artifacts.location import KIND, PATH, ROOT
-from securemfg.encryption import frames, keys, message, run_key
+from securemfg.encryption import frames, keys, message, records, run_key
 from securemfg.encryption.keys import create_local_key
 from securemfg.encryption.message import Geometry, parse_header
 from securemfg.encryption.run_key import create_run_key
@@ -70,7 +70,7 @@ def test_limits_are_the_code_s() -> None:
         "frame length": message.MAX_FRAME_LENGTH,
         "sequence numbers": message.MAX_FRAMES,
         "body without frames": message.MAX_UNFRAMED,
-        "record": run_key.MAX_RECORD,
+        "record": records.MAX_RECORD,
         "layers of a record": len(run_key._DEPTHS),
         "recipients asked of a service": keys.MAX_REMOTE,
         "data keys under one run key": run_key.MAX_WRAPS,

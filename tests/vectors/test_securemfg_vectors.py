@@ -10,7 +10,8 @@ import pytest
 
 from securemfg.encryption.frames import seal
 from securemfg.encryption.message import FINAL_OVERHEAD, MessageKey, parse_context, parse_header, serialize_context
-from securemfg.encryption.run_key import open_run_key, record_path, run_key_ids
+from securemfg.encryption.records import record_path
+from securemfg.encryption.run_key import open_run_key, run_key_ids
 from securemfg.encryption.stream import decrypt_bytes, decrypt_file, inspect_file
 from securemfg.encryption.vault_transit import VaultTransitKey
 from securemfg.errors import DecryptionError

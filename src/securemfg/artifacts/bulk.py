@@ -27,7 +27,7 @@ from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.stores import Stored, open_store
 from securemfg.context import Emit
 from securemfg.encryption.fate import Fate
-from securemfg.encryption.run_key import FOLDER, RECORDS
+from securemfg.encryption.records import FOLDER, RECORDS
 from securemfg.errors import ConfigError, EncryptionError, SecureMfgError
 
 _AHEAD: Final = 4  # pieces handed to the executor for each of its workers, so that none waits

@@ -20,7 +20,7 @@ from securemfg.encryption.erased import Erased, shown
 from securemfg.encryption.fate import Fate, State
 from securemfg.encryption.keys import DestroyableKey, Key, KeyServices, open_key
 from securemfg.encryption.message import parse_header
-from securemfg.encryption.run_key import MAX_RECORD, RECORDS
+from securemfg.encryption.records import MAX_RECORD, RECORDS
 from securemfg.errors import ConfigError, DecryptionError, EncryptionError, SecureMfgError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Final, Protocol, TypeAlias
 
 from securemfg.artifacts.location import Root
 from securemfg.artifacts.protection import Protection
-from securemfg.encryption.run_key import KeyGroups, RunKey, create_run_key, open_run_key, record_path
+from securemfg.encryption.records import record_path
+from securemfg.encryption.run_key import KeyGroups, RunKey, create_run_key, open_run_key
 from securemfg.errors import EncryptionError, KeyUnavailable
 from securemfg.forking import forget_after_fork
 

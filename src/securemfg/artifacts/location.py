@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from securemfg.encryption.run_key import FOLDER
+from securemfg.encryption.records import FOLDER
 from securemfg.errors import EncryptionError
 
 _ROOT: Final = re.compile(r"(?:^|/)((?:m-|tr-)?[0-9a-f]{32})/artifacts(?=/|$)")

@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from securemfg.encryption.digests import SHARD, FileDigest
-from securemfg.encryption.run_key import FOLDER
+from securemfg.encryption.records import FOLDER
 from securemfg.encryption.signers import Signer, VerifyingKey
 from securemfg.errors import DecryptionError, EncryptionError
 

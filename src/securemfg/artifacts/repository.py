@@ -39,7 +39,8 @@ from securemfg.artifacts.staging import (
 from securemfg.artifacts.state import STATE
 from securemfg.artifacts.tombstones import tombstone, tombstone_path
 from securemfg.encryption.message import looks_like_message
-from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RECORDS, RUN_PROVIDER, RunKey, plaintext_size
+from securemfg.encryption.records import FOLDER, MAX_RECORD, RECORDS
+from securemfg.encryption.run_key import RUN_PROVIDER, RunKey, plaintext_size
 from securemfg.encryption.source import stored_digest
 from securemfg.encryption.stream import Message, Witness, decrypt_file, encrypt_file, inspect_file
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError

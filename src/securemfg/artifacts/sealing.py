@@ -15,7 +15,8 @@ from typing import Final
 
 from securemfg.artifacts.location import KIND, PATH, ROOT
 from securemfg.encryption.message import Context
-from securemfg.encryption.run_key import FOLDER, MAX_RECORD, RunKey, run_key_ids
+from securemfg.encryption.records import FOLDER, MAX_RECORD
+from securemfg.encryption.run_key import RunKey, run_key_ids
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
 from securemfg.errors import DecryptionError
 

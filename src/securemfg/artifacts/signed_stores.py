@@ -16,7 +16,7 @@ from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.staging import staging_folder
 from securemfg.artifacts.stores import LocalStore, S3Store, open_store
 from securemfg.encryption.digests import FileDigest
-from securemfg.encryption.run_key import FOLDER
+from securemfg.encryption.records import FOLDER
 from securemfg.encryption.source import stored_digest
 from securemfg.errors import ConfigError, DecryptionError
 

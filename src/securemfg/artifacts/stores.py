@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from securemfg.artifacts.location import Root
 from securemfg.artifacts.tombstones import tombstone, tombstone_path
 from securemfg.encryption.fate import Fate
-from securemfg.encryption.run_key import MAX_RECORD
+from securemfg.encryption.records import MAX_RECORD
 from securemfg.encryption.target import replacing
 from securemfg.errors import ConfigError, EncryptionError, KeyUnavailable
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Final
 
-from securemfg.encryption.run_key import RECORDS
+from securemfg.encryption.records import RECORDS
 
 _MAX: Final = 4096  # bytes
 _SHOWN: Final = 200  # characters of a field: whoever writes to the store chooses them

@@ -21,7 +21,8 @@ from securemfg.artifacts.protection import Protection
 from securemfg.artifacts.sealing import VALUES, Form, Subject, is_sealed, seal, take_apart, unseal, used_path
 from securemfg.artifacts.state import STATE
 from securemfg.encryption.message import looks_like_message
-from securemfg.encryption.run_key import MAX_RECORD, RunKey
+from securemfg.encryption.records import MAX_RECORD
+from securemfg.encryption.run_key import RunKey
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable, SecureMfgError
 

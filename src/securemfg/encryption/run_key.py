@@ -29,31 +29,21 @@ from securemfg.encryption.message import (
     header_length,
     parse_header,
 )
+from securemfg.encryption.records import MAX_RECORD, record_path
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable
 
 RUN_PROVIDER: Final = "securemfg-run"
-FOLDER: Final = ".securemfg"
-RECORDS: Final = f"{FOLDER}/keys"
 PURPOSE: Final = "securemfg:purpose"
 DEPTH: Final = "securemfg:depth"  # 1: the message holds the key itself; n: it holds the message of depth n - 1
 GROUP: Final = "securemfg:group"  # whose keys this layer is for: `default`, or an asset's name in the settings
 VERSION: Final = "securemfg:version"  # 1, and one more with each rewrap
 _DEPTHS: Final = frozenset(str(depth) for depth in range(1, 17))
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
-_ID: Final = re.compile(r"[0-9a-f]{32}")
 MAX_WRAPS: Final = 1 << 31  # random 96-bit IVs under one key stay well below 2^32 (NIST SP 800-38D, 8.3)
-MAX_RECORD: Final = 1 << 18  # bytes
 
 # By name in the settings (`default`, or an asset's). Within a group any key will do; one of every group is needed.
 KeyGroups: TypeAlias = Mapping[str, Sequence[Key]]
-
-
-def record_path(key_id: str) -> str:
-    """Where the record of run key `key_id` lies below its artifact root. Raises DecryptionError for a bad id."""
-    if not _ID.fullmatch(key_id):
-        raise DecryptionError(f"{key_id[:80]!r} is not the id of a run key")
-    return f"{RECORDS}/{key_id}.esdk"
 
 
 class RunKey(RawAesKey):

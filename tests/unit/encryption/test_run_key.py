@@ -8,16 +8,8 @@ import pytest
 
 from securemfg.encryption import run_key as room
 from securemfg.encryption.message import parse_header
-from securemfg.encryption.run_key import (
-    RunKey,
-    create_run_key,
-    is_for,
-    open_record,
-    open_run_key,
-    record_path,
-    rewrap,
-    run_key_ids,
-)
+from securemfg.encryption.records import record_path
+from securemfg.encryption.run_key import RunKey, create_run_key, is_for, open_record, open_run_key, rewrap, run_key_ids
 from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable
 from tests.unit.encryption.parts import a_key
