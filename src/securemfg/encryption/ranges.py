@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,17 +101,21 @@ class MessageFile(io.RawIOBase):
 
     def read_range(self, start: int, target: memoryview) -> int:
         """Fill `target` from `start` without moving the position; return how much there was."""
-        end = min(self.size, start + len(target))
-        at = start
-        length = self._geometry.frame_length
-        while at < end:
-            index = min(at // length, self._geometry.frames)
-            first = index * length
-            frame = self._frame(index)
-            part = frame[at - first : end - first]
-            target[at - start : at - start + len(part)] = part
+        at = 0
+        for part in self.parts(start, len(target)):
+            target[at : at + len(part)] = part
             at += len(part)
-        return max(0, end - start)
+        return at
+
+    def parts(self, start: int, length: int) -> Iterator[memoryview]:
+        """`length` bytes from `start`, frame by frame; fewer at the end. Raises DecryptionError."""
+        end = min(self.size, start + length)
+        while start < end:
+            index = min(start // self._geometry.frame_length, self._geometry.frames)
+            first = index * self._geometry.frame_length
+            part = self._frame(index)[start - first : end - first]
+            yield part
+            start += len(part)
 
     def _frame(self, index: int) -> memoryview:
         with self._lock:
@@ -178,9 +182,7 @@ def open_range(
     if start < 0 or length < 0:
         raise ValueError(f"a range has a start and a length of 0 or more, got {start} and {length}")
     with MessageFile(path, key=key, context=context, suites=suites) as message:
-        buffer = bytearray(max(0, min(length, message.size - start)))
-        message.read_range(start, memoryview(buffer))
-        return bytes(buffer)
+        return b"".join(message.parts(start, length))
 
 
 def reencrypt_file(
