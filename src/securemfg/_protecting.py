@@ -6,15 +6,18 @@ import sys
 import threading
 import uuid
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from securemfg import context
 from securemfg._lifecycle import LIVE
 from securemfg.errors import EncryptionError
+from securemfg.labels import Sensitivity
 
 if TYPE_CHECKING:
     from securemfg.artifacts.protection import Protection
     from securemfg.config import Config
+    from securemfg.encryption.run_key import KeyGroups
     from securemfg.workflow import Workflow
 
 ENCRYPTING: list[Workflow] = []  # those for which artifacts are encrypted now
@@ -39,6 +42,40 @@ def responsible() -> Workflow:
     if not ENCRYPTING:
         raise EncryptionError("encrypted artifacts were switched off while one was being handled: nothing was written")
     return ENCRYPTING[0]
+
+
+def protection_of(workflow: Workflow) -> Protection:
+    """The artifacts room's rules, from a workflow's settings and keys."""
+    from securemfg.artifacts.protection import Protection
+    from securemfg.artifacts.versions import RecordVersions
+
+    config, keys = workflow.config, workflow.keys
+    artifacts = config.settings.artifacts
+
+    def writing_keys() -> KeyGroups:
+        """The keys of the current step's assets; outside any step, of all that run."""
+        here = context.current()
+        steps = (here,) if here is not None else context.active()
+        return keys.for_assets(tuple(dict.fromkeys(asset for one in steps for asset in one.assets)))
+
+    return Protection(
+        writing_keys=writing_keys,
+        keys_for=keys.for_assets,
+        group=keys.group,
+        open_key=partial(keys.open, origin="argument"),
+        reading_keys=keys.for_reading,
+        sensitivity=partial(context.strictest_active, max(Sensitivity)),  # what nobody classified is encrypted
+        encrypt_from=artifacts.encrypt_from,
+        plaintext_reads=config.plaintext_reads,
+        plaintext_origin=config.origin("artifacts.plaintext_reads"),
+        emit=workflow.emit,
+        enforcing=config.enforcing,
+        scope=workflow,
+        staging=artifacts.staging,
+        tracking=artifacts.tracking,
+        versions=RecordVersions(config.home / "record-versions"),
+        signatures=workflow.signatures,
+    )
 
 
 def encryption_on() -> bool:

@@ -12,13 +12,13 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from securemfg import context
 from securemfg._lifecycle import LIVE
-from securemfg._protecting import ENCRYPTING, Here, Rules, encryption_on
+from securemfg._protecting import ENCRYPTING, Here, Rules, encryption_on, protection_of
 from securemfg._step import Step, step
 from securemfg.context import Scalar, StepContext
 from securemfg.errors import (
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from securemfg.encryption.configured import ConfiguredKeys
     from securemfg.encryption.configured_signers import ConfiguredSigners
     from securemfg.encryption.keys import KeyServices
-    from securemfg.encryption.run_key import KeyGroups
     from securemfg.governance.access import Decision
     from securemfg.governance.catalog import Catalog
     from securemfg.transport.policy import TlsPolicy
@@ -376,34 +375,7 @@ class Workflow:
 
     @cached_property
     def protection(self) -> Protection:
-        from securemfg.artifacts.protection import Protection
-        from securemfg.artifacts.versions import RecordVersions
-
-        artifacts = self.config.settings.artifacts
-        return Protection(
-            writing_keys=self._writing_keys,
-            keys_for=self.keys.for_assets,
-            group=self.keys.group,
-            open_key=partial(self.keys.open, origin="argument"),
-            reading_keys=self.keys.for_reading,
-            sensitivity=partial(context.strictest_active, max(Sensitivity)),  # what nobody classified is encrypted
-            encrypt_from=artifacts.encrypt_from,
-            plaintext_reads=self.config.plaintext_reads,
-            plaintext_origin=self.config.origin("artifacts.plaintext_reads"),
-            emit=self.emit,
-            enforcing=self.config.enforcing,
-            scope=self,
-            staging=artifacts.staging,
-            tracking=artifacts.tracking,
-            versions=RecordVersions(self.config.home / "record-versions"),
-            signatures=self.signatures,
-        )
-
-    def _writing_keys(self) -> KeyGroups:
-        """The keys of the current step's assets; outside any step, of all that run."""
-        here = context.current()
-        steps = (here,) if here is not None else context.active()
-        return self.keys.for_assets(tuple(dict.fromkeys(asset for one in steps for asset in one.assets)))
+        return protection_of(self)
 
     # -- credentials ------------------------------------------------------------------------------------------------
 

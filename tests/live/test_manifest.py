@@ -319,20 +319,46 @@ def test_a_forged_model_is_refused_from_remote_stores(kind: str, request: pytest
     assert not Path("pwned").exists()
 
 
-def test_an_older_model_put_back_with_its_own_manifest_is_refused(local_store: Store, local_experiment: str) -> None:
+@pytest.mark.parametrize("registered", [True, False], ids=["registered", "logged"])
+def test_an_older_model_put_back_with_its_own_manifest_is_refused(
+    store: Store, experiment: str, *, registered: bool
+) -> None:
     """Every byte of it was once signed by the right key, for this very place: only the pin tells."""
     from mlflow.models import infer_signature, set_signature
 
     model = Model()
-    old = model.files(local_store)
+    old = model.files(store)
     with securemfg.step("training"):
         set_signature(model.uri, infer_signature([[0.0]], [1]))
-        mlflow.register_model(model.uri, local_experiment)
-    assert load(f"models:/{local_experiment}/1") == [0, 1]
+        if registered:
+            mlflow.register_model(model.uri, experiment)
+    uris = [f"models:/{experiment}/1"] if registered else [model.uri, f"runs:/{model.run_id}/press"]
+    assert [load(uri) for uri in uris] == [[0, 1]] * len(uris)
     for path, data in old.items():
-        local_store.put(path, data)
-    with pytest.raises(DecryptionError, match=r"is pinned to sha256:.*another model, or an older or newer one"):
-        load(f"models:/{local_experiment}/1")
+        store.put(path, data)
+    for uri in uris:
+        with pytest.raises(DecryptionError, match=r"is pinned to sha256:.*another model, or an older or newer one"):
+            load(uri)
+
+
+def test_a_model_that_the_tracking_store_does_not_know_is_loaded_without_a_pin(
+    local_store: Store, local_experiment: str, tmp_path: Path
+) -> None:
+    model = Model()
+    place = mlflow.get_logged_model(model.id).artifact_location
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'another.db'}")
+    assert load(place) == [0, 1]
+
+
+def test_a_tracking_store_that_does_not_answer_is_no_model_without_a_pin(
+    local_store: Store, local_experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+    place = mlflow.get_logged_model(model.id).artifact_location
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with pytest.raises(DecryptionError, match="is pinned to cannot be asked for"):
+        load(place)
 
 
 def test_one_file_of_a_model_is_checked_by_itself(local_store: Store, local_experiment: str) -> None:

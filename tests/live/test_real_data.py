@@ -24,13 +24,6 @@ from tests.parts import shared, until
 from tests.parts.canary import Hunt
 from tests.parts.mlflow_server import Store
 
-FEATURES = [
-    "Air temperature [K]",
-    "Process temperature [K]",
-    "Rotational speed [rpm]",
-    "Torque [Nm]",
-    "Tool wear [min]",
-]
 TARGET = "Machine failure"
 MESSAGE = b"\x02\x04\x78"
 
@@ -78,6 +71,8 @@ def test_real_data_trains_logs_registers_and_serves(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    from securemfg.cli.demo.train import FEATURES
 
     data = pandas.read_csv(shared("ai4i2020.csv"))
     features, target = data[FEATURES].astype(float), data[TARGET]

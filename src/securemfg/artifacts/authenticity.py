@@ -19,6 +19,7 @@ from typing import Final, Protocol, TypeAlias
 from securemfg.artifacts.location import Location, Root, locate
 from securemfg.artifacts.manifest import FILE, MAX_MANIFEST, Manifest, is_below, sign, verified
 from securemfg.artifacts.protection import Protection
+from securemfg.artifacts.registration import logged_pin, pin_logged
 from securemfg.context import Scalar
 from securemfg.encryption.configured_signers import ConfiguredSigners
 from securemfg.encryption.digests import FileDigest
@@ -36,6 +37,7 @@ class ManifestStore(Protocol):
     """Where artifacts lie: puts and gets the small files below an artifact root."""
 
     artifact_uri: str
+    tracking_uri: str | None  # None: MLflow's current one
 
     def put_record(self, root: Root, path: str, data: bytes) -> None: ...
 
@@ -123,10 +125,19 @@ def put_signed(
     files: Mapping[str, FileDigest],
     signer: Signer,
 ) -> Manifest:
-    """Sign `files` (paths below `folder`) and store the manifest. Raises EncryptionError, KeyUnavailable."""
+    """Sign `files` (paths below `folder`), store the manifest, and pin a logged model to it.
+
+    Raises EncryptionError, KeyUnavailable.
+    """
     bundle, manifest = sign(name_of(root, folder), files, signer)
     store.put_record(root, posixpath.join(folder, FILE), bundle)
-    detail: dict[str, Scalar] = {"files": len(files), "manifest": manifest.pin, "signer": manifest.signed_by}
+    pinned = root.kind == "model" and not folder and pin_logged(root.id, manifest.pin, store.tracking_uri)
+    detail: dict[str, Scalar] = {
+        "files": len(files),
+        "manifest": manifest.pin,
+        "signer": manifest.signed_by,
+        "pinned": pinned,
+    }
     protection.emit("model.signed", resource=manifest.name, kind="model", detail=detail)
     return manifest
 
@@ -236,16 +247,24 @@ class Reading:
                 f"version {self._pin.version} is not pinned to a manifest: it was registered without securemfg; if you "
                 f"trust what is stored, 'securemfg artifacts sign models:/{self._pin.version}'"
             )
-        if self._pin is not None and self._pin.manifest != manifest.pin:
+        who, expected = self._expected(root, folder)
+        if expected is not None and expected != manifest.pin:
             raise DecryptionError(
-                f"version {self._pin.version} is pinned to {self._pin.manifest}, and {manifest.name} has the manifest "
-                f"{manifest.pin}: another model, or an older or newer one, was put in its place"
+                f"{who} is pinned to {expected}, and {manifest.name} has the manifest {manifest.pin}: another model, "
+                "or an older or newer one, was put in its place"
             )
         inside = _inside(found, folder)
         manifest.check(inside, _relative(location.path, folder) if is_below(location.path, folder) else "")
         if not self._alone:
             detail: dict[str, Scalar] = {"files": len(inside), "manifest": manifest.pin, "signer": manifest.signed_by}
             self._protection.emit("model.verified", resource=manifest.name, kind="model", detail=detail)
+
+    def _expected(self, root: Root, folder: str) -> tuple[str, str | None]:
+        """Who is pinned, and to which manifest: the registered version that is asked for, else the logged model."""
+        if self._pin is not None:
+            return f"version {self._pin.version}", self._pin.manifest
+        logged = root.kind == "model" and not folder
+        return str(root), logged_pin(root.id, self._store.tracking_uri) if logged else None
 
     def _nearest(self, root: Root, folder: str) -> tuple[str, bytes]:
         """The manifest that speaks for `folder`, and where it lies. Raises DecryptionError when there is none."""

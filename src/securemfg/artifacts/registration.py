@@ -1,7 +1,8 @@
-"""Registered versions and their manifests: pinned as they are registered, expected as they are loaded.
+"""Models and their manifests: pinned as they are registered or logged, expected as they are loaded.
 
-The pin is a tag of the version, in the registry: who can write to the artifact store alone cannot change it. Loaded
-with the activation, so what takes long to import is imported where it is used.
+The pin is a tag of the registered version, in the registry, or of the logged model, in the tracking store: who can
+write to the artifact store alone cannot change it. Loaded with the activation, so what takes long to import is imported
+where it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from securemfg.artifacts.state import STATE
-from securemfg.errors import DecryptionError
+from securemfg.errors import DecryptionError, EncryptionError
 from securemfg.transport.arrival import Watch
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TAG: Final = "securemfg.manifest"
 _CLIENT: Final = "mlflow.tracking._model_registry.client"
+_NOT_THERE: Final = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"})
 _PROMPT: Final = "mlflow.prompt.is_prompt"  # prompts are registered models without artifacts
 
 
@@ -134,6 +136,53 @@ def pin_version(uri: str, pin: str) -> None:
     version = _version(resolver, uri)
     if version is not None:
         _client(resolver).set_model_version_tag(*version, TAG, pin)
+
+
+# -- logged models ----------------------------------------------------------------------------------------------------
+
+
+def pin_logged(model_id: str, pin: str, tracking_uri: str | None) -> bool:
+    """Pin a logged model to its manifest. False when the tracking store knows no such model.
+
+    Raises EncryptionError: without its new pin the model would be refused.
+    """
+    try:
+        _of_logged(model_id, tracking_uri, lambda client: client.set_logged_model_tags(model_id, {TAG: pin}))
+    except _Unknown:
+        return False
+    except Exception as error:
+        raise EncryptionError(
+            f"model {model_id} is signed, and its tag {TAG!r} could not be set ({error}): it cannot be loaded before "
+            f"'securemfg artifacts sign' has set it"
+        ) from error
+    return True
+
+
+def logged_pin(model_id: str, tracking_uri: str | None) -> str | None:
+    """What a logged model is pinned to, or None where nothing says so. Raises DecryptionError."""
+    try:
+        tags = _of_logged(model_id, tracking_uri, lambda client: client.get_logged_model(model_id).tags)
+    except _Unknown:
+        return None
+    except Exception as error:
+        raise DecryptionError(f"what model {model_id} is pinned to cannot be asked for: {error}") from error
+    return tags.get(TAG) if tags else None
+
+
+class _Unknown(Exception):
+    """The tracking store knows no such model, or no logged models at all."""
+
+
+def _of_logged(model_id: str, tracking_uri: str | None, ask: Callable[[Any], Any]) -> Any:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask(MlflowClient(tracking_uri=tracking_uri))
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:
+            raise _Unknown(model_id) from error
+        raise
 
 
 def _registering(create: Callable[..., Any]) -> Callable[..., Any]:
