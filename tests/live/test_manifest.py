@@ -528,6 +528,21 @@ def test_verify_and_sign_go_over_a_bucket(s3_store: Store, signer: Path, cli: Ca
         assert load(model.uri) == [0, 1]
 
 
+def test_signing_says_when_the_pin_could_not_be_set(
+    local_store: Store, local_experiment: str, signer: Path, tmp_path: Path, cli: Callable[..., Ran]
+) -> None:
+    model = Model()
+    place, there = str(local_store.artifact_location), mlflow.get_tracking_uri()
+    told = cli("artifacts", "sign", place, "--json")
+    assert [(one["model"], one["pinned"]) for one in json.loads(told.out)["signed"]] == [(f"model/{model.id}", True)]
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'another.db'}")
+    told = cli("artifacts", "sign", place)
+    assert told.code == 0, told.err
+    assert f"not pinned: MLflow's tracking store here knows no model/{model.id}" in " ".join(told.err.split())
+    mlflow.set_tracking_uri(there)
+    assert load(model.uri) == [0, 1]  # the same files: the same pin
+
+
 def test_signing_what_is_forged_or_no_model_is_refused(local_store: Store, local_experiment: str, signer: Path) -> None:
     from securemfg.artifacts.signed_stores import sign_models
     from securemfg.workflow import default_workflow

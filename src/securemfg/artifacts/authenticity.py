@@ -11,7 +11,7 @@ import posixpath
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
@@ -131,13 +131,10 @@ def put_signed(
     """
     bundle, manifest = sign(name_of(root, folder), files, signer)
     store.put_record(root, posixpath.join(folder, FILE), bundle)
-    pinned = root.kind == "model" and not folder and pin_logged(root.id, manifest.pin, store.tracking_uri)
-    detail: dict[str, Scalar] = {
-        "files": len(files),
-        "manifest": manifest.pin,
-        "signer": manifest.signed_by,
-        "pinned": pinned,
-    }
+    detail: dict[str, Scalar] = {"files": len(files), "manifest": manifest.pin, "signer": manifest.signed_by}
+    if root.kind == "model" and not folder:
+        pinned = pin_logged(root.id, manifest.pin, store.tracking_uri)
+        manifest, detail = replace(manifest, pinned=pinned), {**detail, "pinned": pinned}
     protection.emit("model.signed", resource=manifest.name, kind="model", detail=detail)
     return manifest
 

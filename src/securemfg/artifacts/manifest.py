@@ -50,6 +50,7 @@ class Manifest:
     files: Mapping[str, FileDigest]  # path below the model's folder -> of the file as stored
     payload: bytes  # the signed statement
     signed_by: str  # the pinned key, as the settings name it
+    pinned: bool | None = None  # of a logged model, just signed: whether the tracking store has its pin
 
     @property
     def pin(self) -> str:

@@ -180,8 +180,11 @@ def _of_logged(model_id: str, tracking_uri: str | None, ask: Callable[[Any], Any
     try:
         return ask(MlflowClient(tracking_uri=tracking_uri))
     except MlflowException as error:
-        if error.error_code in _NOT_THERE:
-            raise _Unknown(model_id) from error
+        said: BaseException | None = error
+        while said is not None:  # MLflow wraps its own in others, with a hint and without the code
+            if isinstance(said, MlflowException) and said.error_code in _NOT_THERE:
+                raise _Unknown(model_id) from error
+            said = said.__cause__ or said.__context__
         raise
 
 

@@ -74,10 +74,19 @@ def sign(
             workflow.activate_artifacts()
             signed = sign_models(uri if _through_mlflow(uri) else _absolute(uri), workflow.protection)
         if as_json:
-            rows = [{"model": m.name, "files": len(m.files), "manifest": m.pin, "signer": m.signed_by} for m in signed]
+            rows = [
+                {"model": m.name, "files": len(m.files), "manifest": m.pin, "signer": m.signed_by, "pinned": m.pinned}
+                for m in signed
+            ]
             speaker.json({"signed": rows})
         for one in () if as_json else signed:
             speaker.say(f"signed {one.name}: {len(one.files)} files, {one.pin}, by {one.signed_by}")
+        unknown = [one.name for one in signed if one.pinned is False]
+        if unknown:
+            speaker.note(
+                f"not pinned: MLflow's tracking store here knows no {', '.join(unknown[:5])}: where it is known, it "
+                "stays pinned to its former manifest, and is refused; set MLFLOW_TRACKING_URI and sign again"
+            )
 
 
 def rewrap(
