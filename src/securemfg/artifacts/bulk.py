@@ -16,10 +16,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final, Self
 
 from securemfg.artifacts.location import Root
@@ -31,6 +32,7 @@ from securemfg.encryption.records import FOLDER, RECORDS
 from securemfg.errors import ConfigError, EncryptionError, SecureMfgError
 
 _AHEAD: Final = 4  # pieces handed to the executor for each of its workers, so that none waits
+NO_RECORD: Final = "no record of a run key"
 
 
 class Verb(StrEnum):
@@ -290,18 +292,24 @@ def _done(
     """Every file with its outcome, as they come. At most `ahead` are handed out at a time."""
     assert executor is not None
     coming: dict[Future[Outcome], Stored] = {}
+    ready: SimpleQueue[Future[Outcome]] = SimpleQueue()  # `wait` would lock every future in hand, for each one
     todo = itertools.takewhile(lambda _: not stopped(), files)
     try:
         while True:
             for stored in todo:
-                coming[_submitted(executor, perform, job, stored)] = stored
+                if job.verb is Verb.REWRAP and record_id(stored.address) is None:  # not worth a worker
+                    yield stored, Outcome(address=stored.address, state=State.SKIPPED, reason=NO_RECORD)
+                    continue
+                future = _submitted(executor, perform, job, stored)
+                coming[future] = stored
+                future.add_done_callback(ready.put)
                 if len(coming) >= ahead:
                     break
             if not coming:
                 return
-            for future in wait(coming, return_when=FIRST_COMPLETED).done:
-                stored = coming.pop(future)
-                yield stored, _outcome(future, stored)
+            future = ready.get()
+            stored = coming.pop(future)
+            yield stored, _outcome(future, stored)
     finally:
         for future in coming:
             future.cancel()

@@ -126,7 +126,7 @@ class LocalStore:
 
     def read(self, address: str, count: int) -> bytes:
         try:
-            with open(address, "rb") as file:
+            with open(address, "rb", buffering=0) as file:
                 return file.read(count)
         except FileNotFoundError:
             raise
@@ -136,8 +136,11 @@ class LocalStore:
     def write(self, address: str, data: bytes) -> None:
         path = Path(address)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+            try:
+                mode = os.stat(path).st_mode & 0o777
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                mode = 0o666 & ~_umask()
             with replacing(path, mode=mode, durable=True, overwrite=True) as fd:
                 os.write(fd, data)
         except OSError as error:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Final
 
 from securemfg.encryption.run_key import RunKey
 from securemfg.errors import DecryptionError, EncryptionError
 from securemfg.forking import forget_after_fork
+
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class RecordVersions:
@@ -47,6 +50,8 @@ class RecordVersions:
         if self._path is None:
             return
         try:
+            if os.stat(self._path).st_size == self._read_to:  # it only grows: nothing is new
+                return
             with self._path.open("rb") as file:
                 file.seek(self._read_to)
                 added = file.read()
@@ -63,11 +68,17 @@ class RecordVersions:
         self._seen[key.key_id] = key.version
         if self._path is None:
             return
+        line = f"{key.key_id} {key.version}\n".encode()
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.write(fd, f"{key.key_id} {key.version}\n".encode())
+                fd = os.open(self._path, _APPEND, 0o600)
+            except FileNotFoundError:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fd = os.open(self._path, _APPEND, 0o600)
+            try:
+                os.write(fd, line)
+                if os.fstat(fd).st_size == self._read_to + len(line):  # nobody else wrote: no need to read it back
+                    self._read_to += len(line)
             finally:
                 os.close(fd)
         except OSError as error:

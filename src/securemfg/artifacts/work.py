@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from securemfg.artifacts.bulk import Job, Outcome, State, Verb, is_ours, record_id
+from securemfg.artifacts.bulk import NO_RECORD, Job, Outcome, State, Verb, is_ours, record_id
 from securemfg.artifacts.keyring import KEYRING
 from securemfg.artifacts.location import Location, Root
 from securemfg.artifacts.protection import Protection
@@ -122,7 +122,7 @@ def _record(piece: Piece) -> Outcome:
     if is_manifest(piece.address) and found is not None:
         return _manifest(piece, Location(*found))
     if key_id is None or found is None:
-        return piece.outcome(State.SKIPPED, "no record of a run key")
+        return piece.outcome(State.SKIPPED, NO_RECORD)
     KEYRING.for_reading(key_id, found[0], Records(piece.store), piece.rules)
     return piece.outcome(State.DONE, kind="run-key", key=key_id)
 
@@ -249,7 +249,7 @@ def _rewrap(piece: Piece) -> Outcome:
     key_id = record_id(piece.address)
     found = piece.job.located(piece.address)
     if key_id is None or found is None:
-        return piece.outcome(State.SKIPPED, "no record of a run key")
+        return piece.outcome(State.SKIPPED, NO_RECORD)
     root: Root = found[0]
     record = Records(piece.store).get_record(root, piece.address.removeprefix(root.uri).strip("/"))
     opened = open_record(record, key_id, piece.rules.reading_keys(), root.binding)

@@ -173,6 +173,15 @@ class _Reader:
     def u32(self) -> int:
         return int.from_bytes(self.take(4))
 
+    def field(self) -> bytes:
+        """A 16-bit length and as many bytes: most of a header."""
+        start = self.at + 2
+        end = start + int.from_bytes(self.data[self.at : start])
+        if end > len(self.data) or start > len(self.data):
+            raise Truncated(f"the header is cut off at byte {len(self.data)}")
+        self.at = end
+        return self.data[start:end]
+
 
 def _text(data: bytes, what: str) -> str:
     try:
@@ -193,8 +202,7 @@ def parse_context(data: bytes) -> Context:
         if count == 0:
             raise DecryptionError("the encryption context has a length but no pairs")
         for _ in range(count):
-            key = reader.take(reader.u16())
-            value = reader.take(reader.u16())
+            key, value = reader.field(), reader.field()
             name = _text(key, "a context key")
             if name in context:
                 raise DecryptionError(f"the encryption context has key {key[:_SHOWN]!r} twice")
@@ -248,14 +256,14 @@ def parse_header(data: bytes, suites: Collection[int] = ()) -> Header:
     suite = _parse_suite(reader, suites)
     old = suite in legacy.SUITES
     message_id = reader.take(legacy.MESSAGE_ID_LENGTH if old else MESSAGE_ID_LENGTH)
-    context = parse_context(reader.take(reader.u16()))
+    context = parse_context(reader.field())
     count = reader.u16()
     if not 1 <= count <= MAX_RECIPIENTS:
         raise DecryptionError(f"the header claims {count} recipients: 1 to {MAX_RECIPIENTS} are read")
     keys = []
     for _ in range(count):
-        provider = _text(reader.take(reader.u16()), "a key provider's name")
-        keys.append(EncryptedDataKey(provider, reader.take(reader.u16()), reader.take(reader.u16())))
+        provider = _text(reader.field(), "a key provider's name")
+        keys.append(EncryptedDataKey(provider, reader.field(), reader.field()))
         if reader.at > MAX_HEADER:
             raise DecryptionError(f"the header is longer than {MAX_HEADER} bytes")
     content_type = reader.take(1)[0]

@@ -30,7 +30,7 @@ from securemfg.encryption.message import (
     parse_header,
 )
 from securemfg.encryption.records import MAX_RECORD, record_path
-from securemfg.encryption.stream import decrypt_bytes, encrypt_bytes
+from securemfg.encryption.stream import encrypt_bytes, open_message
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable
 
 RUN_PROVIDER: Final = "securemfg-run"
@@ -115,7 +115,8 @@ def open_record(record: bytes, key_id: str, keys: Sequence[Key], binding: Contex
     if len(record) > MAX_RECORD:
         raise DecryptionError(f"the record of run key {key_id} is longer than {MAX_RECORD} bytes")
     expected = _record_context(key_id, binding)
-    context = parse_header(record).context
+    header = parse_header(record)
+    context = header.context
     depth, version = context.get(DEPTH, ""), context.get(VERSION, "")
     if depth not in _DEPTHS:
         raise DecryptionError(f"the record of run key {key_id} does not say how deep it is nested")
@@ -124,10 +125,11 @@ def open_record(record: bytes, key_id: str, keys: Sequence[Key], binding: Contex
     groups: list[str] = []
     recipients: list[tuple[str, ...]] = []
     for level in range(int(depth), 0, -1):
-        header = parse_header(record)
+        if level < int(depth):
+            header = parse_header(record)
         groups.append(header.context.get(GROUP, ""))
         recipients.append(tuple(edk.shown for edk in header.encrypted_data_keys))
-        record = decrypt_bytes(record, key=keys, context={**expected, DEPTH: str(level), VERSION: version})
+        record = open_message(record, header, keys, {**expected, DEPTH: str(level), VERSION: version})
     run_key = RunKey(key_id, record, binding, groups=tuple(reversed(groups)), version=int(version))
     return OpenedRecord(run_key=run_key, recipients=tuple(reversed(recipients)), key=record)
 

@@ -430,13 +430,17 @@ def decrypt_bytes(
 
     Raises DecryptionError, KeyUnavailable.
     """
-    header = parse_header(message, suites)
+    return open_message(message, parse_header(message, suites), open_keys(key), context)
+
+
+def open_message(message: bytes, header: Header, keys: Sequence[Key], context: Context | None) -> bytes:
+    """As `decrypt_bytes`, of a message whose `header` has been parsed."""
 
     def read(offset: int, count: int) -> bytes:
         return message[offset : offset + count]
 
     geometry, signature = lay_out(header, len(message), read)
-    message_key = unlock(header, open_keys(key))
+    message_key = unlock(header, keys)
     check_expected(header, context)
     if signature is not None:
         verify_signature(header, signature, geometry.message_length, read)
