@@ -341,6 +341,32 @@ def test_an_older_model_put_back_with_its_own_manifest_is_refused(
             load(uri)
 
 
+def test_the_pin_is_what_the_resolver_was_told_once_and_asked_for_anew_later(
+    store: Store, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    asked: list[str] = []
+    ask = TrackingServiceClient.get_logged_model
+
+    def counting(client: TrackingServiceClient, model_id: str, *rest: object, **more: object) -> object:
+        asked.append(model_id)
+        return ask(client, model_id, *rest, **more)
+
+    model = Model()
+    monkeypatch.setattr(TrackingServiceClient, "get_logged_model", counting)
+    with securemfg.step("inference"):
+        resolver = get_artifact_repository(model.uri)
+        resolver.download_artifacts("")
+        assert asked == [model.id]  # where it lies and what it is pinned to, in one question
+        mlflow.MlflowClient().set_logged_model_tags(model.id, {"securemfg.manifest": f"sha256:{'0' * 64}"})
+        asked.clear()
+        with pytest.raises(DecryptionError, match="is pinned to sha256:000"):
+            resolver.download_artifacts("")
+        assert asked == [model.id]
+
+
 def test_a_model_that_the_tracking_store_does_not_know_is_loaded_without_a_pin(
     local_store: Store, local_experiment: str, tmp_path: Path
 ) -> None:

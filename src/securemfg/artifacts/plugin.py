@@ -54,14 +54,16 @@ class Resolving(Wrapped):
     """
 
     def __call__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
-        repository = self.inner(artifact_uri, **named(tracking_uri, registry_uri))
-        if STATE.protection is not None:
-            from securemfg.artifacts.refusals import no_bypass, raising
-            from securemfg.artifacts.registration import pinned
+        if STATE.protection is None:
+            return self.inner(artifact_uri, **named(tracking_uri, registry_uri))
+        from securemfg.artifacts.refusals import no_bypass, raising
+        from securemfg.artifacts.registration import listening, pinned
 
-            no_bypass(repository, artifact_uri, STATE.protection)
-            for name, around in (("download_artifacts", raising), ("_download_file", lambda call: call)):
-                setattr(repository, name, around(pinned(getattr(repository, name), repository, artifact_uri)))
+        with listening() as told:
+            repository = self.inner(artifact_uri, **named(tracking_uri, registry_uri))
+        no_bypass(repository, artifact_uri, STATE.protection)
+        for name, around in (("download_artifacts", raising), ("_download_file", lambda call: call)):
+            setattr(repository, name, around(pinned(getattr(repository, name), repository, artifact_uri, told)))
         return repository
 
 

@@ -11,7 +11,9 @@ import functools
 import inspect
 import posixpath
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from securemfg.artifacts.state import STATE
@@ -31,8 +33,39 @@ _PROMPT: Final = "mlflow.prompt.is_prompt"  # prompts are registered models with
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-def pinned(download: Callable[..., Any], resolver: Any, uri: str) -> Callable[..., Any]:
-    """A resolver's download that expects the manifest its registered version is pinned to."""
+class _Answers(threading.local):
+    """The tags of logged models, by id, that this thread's resolver was told when it asked where they lie."""
+
+    def __init__(self) -> None:
+        self.coming: dict[str, dict[str, str]] | None = None  # while one asks
+        self.known: dict[str, dict[str, str]] = {}  # while what it resolved is loaded
+
+
+_answers = _Answers()
+
+
+@contextmanager
+def listening() -> Iterator[dict[str, dict[str, str]]]:
+    """While a resolver is made: what it is told, so that the same question need not be put again at once."""
+    from mlflow import MlflowClient
+
+    with STATE.lock:
+        if STATE.protection is not None:
+            _take_over(MlflowClient, "get_logged_model", _listened_to)
+    before, _answers.coming = _answers.coming, {}
+    try:
+        yield _answers.coming
+    finally:
+        _answers.coming = before
+
+
+def pinned(
+    download: Callable[..., Any], resolver: Any, uri: str, told: dict[str, dict[str, str]]
+) -> Callable[..., Any]:
+    """A resolver's download that expects the manifest its registered version, or its logged model, is pinned to.
+
+    What the resolver was `told` of logged models holds for one download: a later one asks anew.
+    """
 
     @functools.wraps(download)
     def downloaded(*args: Any, **options: Any) -> Any:
@@ -40,7 +73,12 @@ def pinned(download: Callable[..., Any], resolver: Any, uri: str) -> Callable[..
         signatures = protection.signatures if protection is not None else None
         version = _version(resolver, uri) if signatures is not None and signatures.required else None
         if version is None:
-            return download(*args, **options)
+            before, _answers.known = _answers.known, told
+            try:
+                return download(*args, **options)
+            finally:
+                told.clear()
+                _answers.known = before
         from securemfg.artifacts.authenticity import Pin, expecting
 
         tags = _client(resolver).get_model_version(*version).tags
@@ -160,6 +198,8 @@ def pin_logged(model_id: str, pin: str, tracking_uri: str | None) -> bool:
 
 def logged_pin(model_id: str, tracking_uri: str | None) -> str | None:
     """What a logged model is pinned to, or None where nothing says so. Raises DecryptionError."""
+    if tracking_uri is None and model_id in _answers.known:
+        return _answers.known[model_id].get(TAG)
     try:
         tags = _of_logged(model_id, tracking_uri, lambda client: client.get_logged_model(model_id).tags)
     except _Unknown:
@@ -222,17 +262,33 @@ def _registering(create: Callable[..., Any]) -> Callable[..., Any]:
     return created
 
 
-_replaced: list[tuple[Any, Any]] = []
+def _listened_to(get: Callable[..., Any]) -> Callable[..., Any]:
+    """The tracking client's `get_logged_model`, whose answer is kept while a resolver asks."""
+
+    @functools.wraps(get)
+    def got(*args: Any, **options: Any) -> Any:
+        model = get(*args, **options)
+        if _answers.coming is not None:
+            _answers.coming[model.model_id] = dict(model.tags or {})
+        return model
+
+    return got
 
 
-def _take_over(module: str) -> None:
-    client = sys.modules[module].ModelRegistryClient
-    if not _replaced:
-        _replaced.append((client, client.create_model_version))
-        client.create_model_version = _registering(client.create_model_version)
+_replaced: dict[str, tuple[Any, Any]] = {}  # method: its class, and as it was
 
 
-_watch = Watch([_CLIENT], _take_over)
+def _take_over(client: Any, method: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    if method not in _replaced and hasattr(client, method):  # old MLflow has no logged models
+        _replaced[method] = client, getattr(client, method)
+        setattr(client, method, around(getattr(client, method)))
+
+
+def _arrived(module: str) -> None:
+    _take_over(sys.modules[module].ModelRegistryClient, "create_model_version", _registering)
+
+
+_watch = Watch([_CLIENT], _arrived)
 
 
 def start() -> None:
@@ -241,8 +297,8 @@ def start() -> None:
 
 
 def stop() -> None:
-    """MLflow's registry client is as it was."""
+    """MLflow's clients are as they were."""
     _watch.stop()
     while _replaced:
-        client, create = _replaced.pop()
-        client.create_model_version = create
+        method, (client, original) = _replaced.popitem()
+        setattr(client, method, original)

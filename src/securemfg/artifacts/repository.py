@@ -23,6 +23,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from securemfg import context
 from securemfg.artifacts.authenticity import Digests, Reading, signing
+from securemfg.artifacts.filling import fill, move_into
 from securemfg.artifacts.keyring import KEYRING
 from securemfg.artifacts.location import Location, Root, check_user_path, join, locate, readable_path
 from securemfg.artifacts.marking import mark
@@ -182,6 +183,9 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
                 note(error)
             raise
 
+    def _take(self, path: str, folder: Path) -> None:
+        self._download_file(path, self._create_download_destination(path, str(folder)))
+
     @contextmanager
     def fetched(self, path: str) -> Iterator[Path]:
         """The file of an artifact as it is stored: where it lies, or in a folder for as long as it is needed."""
@@ -267,11 +271,14 @@ class EncryptedRepository(ArtifactRepository):  # type: ignore[misc]  # mlflow s
         self._downloads[str(folder)] = None
         self._readings[str(folder)] = reading
         try:
-            downloaded = Path(super().download_artifacts(artifact_path, str(folder)))
+            if isinstance(self._inner, LocalArtifactRepository) and self._local(artifact_path).is_dir():
+                downloaded = fill(folder, artifact_path, self._inner.list_artifacts, self._take)
+            else:
+                downloaded = Path(super().download_artifacts(artifact_path, str(folder)))
             reading.check()
             if dst_path is None:
                 return str(downloaded)
-            _move_into(folder, Path(dst_path))  # nothing is seen before all of it was verified
+            move_into(folder, Path(dst_path))  # nothing is seen before all of it was verified
             return str(Path(dst_path) / downloaded.relative_to(folder))
         except MlflowException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -466,14 +473,3 @@ def _is_scratch(inner: ArtifactRepository) -> bool:
         return True
     temporary = Path(tempfile.gettempdir()).resolve()
     return temporary in here.parents and here.exists() and here.stat().st_uid == os.geteuid()
-
-
-def _move_into(folder: Path, target: Path) -> None:
-    """Move everything below `folder` into `target`, over what is there, and remove `folder`."""
-    for current, folders, files in os.walk(folder):
-        relative = Path(current).relative_to(folder)
-        for name in folders:
-            (target / relative / name).mkdir(exist_ok=True)
-        for name in files:
-            os.replace(Path(current, name), target / relative / name)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -29,7 +29,7 @@ from securemfg.encryption.message import (
 )
 from securemfg.errors import DecryptionError
 
-_PARALLEL_FROM: Final = 4 * FRAME_LENGTH  # bytes; below it a second thread costs more than it brings
+PARALLEL_FROM: Final = 4 * FRAME_LENGTH  # bytes; below it a second thread costs more than it brings
 
 
 @cache
@@ -40,7 +40,7 @@ def parallel() -> bool:
 
 def workers_for(plaintext_length: int) -> int:
     """How many threads one file is worth."""
-    if not parallel() or plaintext_length < _PARALLEL_FROM:
+    if not parallel() or plaintext_length < PARALLEL_FROM:
         return 1
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
