@@ -17,17 +17,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from securemfg import context
+from securemfg._choosing import by_name_or_path, check_declared, session_tags, sts_credential
 from securemfg._lifecycle import LIVE
 from securemfg._protecting import ENCRYPTING, Here, Rules, encryption_on, protection_of
 from securemfg._step import Step, step
-from securemfg.context import Scalar, StepContext
+from securemfg.context import Scalar
 from securemfg.errors import (
     AccessDenied,
     AuditError,
     CatalogError,
     ConfigError,
     SecureMfgError,
-    nearest,
 )
 from securemfg.labels import Sensitivity, Stage
 
@@ -380,50 +380,22 @@ class Workflow:
     # -- credentials ------------------------------------------------------------------------------------------------
 
     def credential(self, live: Step, name: str) -> Credential:
-        declared = live.context.credentials
-        if name not in declared:
-            raise ConfigError(
-                f"step {live.context.name!r} does not declare credential {name!r}: add it to credentials=[...]"
-                f"{nearest(name, declared)}"
-            )
-        return self.broker.acquire(name, live.context.step_id, _session_tags(live.context)).credential()
+        check_declared(live.context, name)
+        return self.broker.acquire(name, live.context.step_id, session_tags(live.context)).credential()
 
     def secret(self, name: str) -> Credential:
         """The credential that the settings call `name`, or whose path is `name`, for use outside a step as well."""
-        known = self.config.settings.credentials
-        found = name if name in known else None
-        if found is None:
-            for candidate, settings in known.items():
-                if settings.vault is not None and (settings.vault == name or settings.vault.partition("/")[2] == name):
-                    found = candidate
-        if found is None:
-            raise ConfigError(
-                f"no credential of the settings is called {name!r} or has that path "
-                f"({self.config.source or 'no settings file found'}){nearest(name, known)}"
-            )
+        found = by_name_or_path(self.config, name)
         here = context.current()
         holder = here.step_id if here is not None and found in here.credentials else _PROCESS
         return self.broker.acquire(found, holder).credential()
 
     def aws_client(self, live: Step, service: str, credential: str | None, options: Mapping[str, Any]) -> Any:
-        known = self.config.settings.credentials
-        candidates = [name for name in live.context.credentials if name in known and known[name].sts is not None]
-        if credential is None:
-            if len(candidates) != 1:
-                have = ", ".join(candidates) or "none"
-                raise ConfigError(
-                    f"step.aws({service!r}) needs one STS credential and the step declares {have}: "
-                    "declare one in credentials=[...], or name it with credential="
-                )
-            credential = candidates[0]
-        elif credential not in candidates:
-            raise ConfigError(
-                f"{credential!r} is not an STS credential that this step declares{nearest(credential, candidates)}"
-            )
+        name = sts_credential(self.config, live.context, service, credential)
         from securemfg.credentials.sts import session
 
-        lease = self.broker.acquire(credential, live.context.step_id, _session_tags(live.context))
-        made: Any = session(lease, region=known[credential].region)
+        lease = self.broker.acquire(name, live.context.step_id, session_tags(live.context))
+        made: Any = session(lease, region=self.config.settings.credentials[name].region)
         return made.client(service, **options)
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -463,11 +435,6 @@ class Workflow:
             if self in ENCRYPTING:
                 ENCRYPTING.remove(self)
             self._artifacts_held = False
-
-
-def _session_tags(here: StepContext) -> dict[str, str]:
-    tags = {"Stage": str(here.stage), "Sensitivity": str(here.sensitivity)}
-    return {**tags, "Role": here.role} if here.role else tags
 
 
 def _say(text: str) -> None:
