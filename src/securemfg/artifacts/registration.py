@@ -12,6 +12,7 @@ import inspect
 import posixpath
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from securemfg.artifacts.protection import Protection
 
 TAG: Final = "securemfg.manifest"
+_FRESH: Final = 5.0  # seconds that an answer of the tracking store is taken for its answer now
 _CLIENT: Final = "mlflow.tracking._model_registry.client"
 _NOT_THERE: Final = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"})
 _PROMPT: Final = "mlflow.prompt.is_prompt"  # prompts are registered models without artifacts
@@ -33,11 +35,29 @@ _PROMPT: Final = "mlflow.prompt.is_prompt"  # prompts are registered models with
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
-class _Answers(threading.local):
-    """The tags of logged models, by id, that this thread's resolver was told when it asked where they lie."""
+class Told:
+    """The tags of logged models, by id, that a resolver was told when it asked where they lie.
 
+    They hold for one download, and only right after: an older answer could bring an older model back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._at = clock()
+        self._tags: dict[str, dict[str, str]] = {}
+
+    def add(self, model_id: str, tags: dict[str, str]) -> None:
+        self._tags[model_id] = tags
+
+    def take(self) -> dict[str, dict[str, str]]:
+        """What still holds. Nothing of it does afterwards."""
+        tags, self._tags = self._tags, {}
+        return tags if self._clock() - self._at < _FRESH else {}
+
+
+class _Answers(threading.local):
     def __init__(self) -> None:
-        self.coming: dict[str, dict[str, str]] | None = None  # while one asks
+        self.coming: Told | None = None  # while a resolver asks
         self.known: dict[str, dict[str, str]] = {}  # while what it resolved is loaded
 
 
@@ -45,26 +65,25 @@ _answers = _Answers()
 
 
 @contextmanager
-def listening() -> Iterator[dict[str, dict[str, str]]]:
+def listening() -> Iterator[Told]:
     """While a resolver is made: what it is told, so that the same question need not be put again at once."""
     from mlflow import MlflowClient
 
     with STATE.lock:
         if STATE.protection is not None:
             _take_over(MlflowClient, "get_logged_model", _listened_to)
-    before, _answers.coming = _answers.coming, {}
+    told = Told()
+    before, _answers.coming = _answers.coming, told
     try:
-        yield _answers.coming
+        yield told
     finally:
         _answers.coming = before
 
 
-def pinned(
-    download: Callable[..., Any], resolver: Any, uri: str, told: dict[str, dict[str, str]]
-) -> Callable[..., Any]:
+def pinned(download: Callable[..., Any], resolver: Any, uri: str, told: Told) -> Callable[..., Any]:
     """A resolver's download that expects the manifest its registered version, or its logged model, is pinned to.
 
-    What the resolver was `told` of logged models holds for one download: a later one asks anew.
+    `told` answers for the logged model where it still holds, else the tracking store is asked.
     """
 
     @functools.wraps(download)
@@ -73,11 +92,10 @@ def pinned(
         signatures = protection.signatures if protection is not None else None
         version = _version(resolver, uri) if signatures is not None and signatures.required else None
         if version is None:
-            before, _answers.known = _answers.known, told
+            before, _answers.known = _answers.known, told.take()
             try:
                 return download(*args, **options)
             finally:
-                told.clear()
                 _answers.known = before
         from securemfg.artifacts.authenticity import Pin, expecting
 
@@ -269,7 +287,7 @@ def _listened_to(get: Callable[..., Any]) -> Callable[..., Any]:
     def got(*args: Any, **options: Any) -> Any:
         model = get(*args, **options)
         if _answers.coming is not None:
-            _answers.coming[model.model_id] = dict(model.tags or {})
+            _answers.coming.add(model.model_id, dict(model.tags or {}))
         return model
 
     return got

@@ -126,7 +126,7 @@ class LocalStore:
 
     def read(self, address: str, count: int) -> bytes:
         try:
-            with open(address, "rb", buffering=0) as file:
+            with open(address, "rb") as file:
                 return file.read(count)
         except FileNotFoundError:
             raise

@@ -30,7 +30,7 @@ from securemfg.encryption.message import (
     parse_header,
 )
 from securemfg.encryption.records import MAX_RECORD, record_path
-from securemfg.encryption.stream import encrypt_bytes, open_message
+from securemfg.encryption.stream import decrypt_parsed, encrypt_bytes
 from securemfg.errors import DecryptionError, EncryptionError, KeyUnavailable
 
 RUN_PROVIDER: Final = "securemfg-run"
@@ -129,7 +129,7 @@ def open_record(record: bytes, key_id: str, keys: Sequence[Key], binding: Contex
             header = parse_header(record)
         groups.append(header.context.get(GROUP, ""))
         recipients.append(tuple(edk.shown for edk in header.encrypted_data_keys))
-        record = open_message(record, header, keys, {**expected, DEPTH: str(level), VERSION: version})
+        record = decrypt_parsed(record, header, keys, {**expected, DEPTH: str(level), VERSION: version})
     run_key = RunKey(key_id, record, binding, groups=tuple(reversed(groups)), version=int(version))
     return OpenedRecord(run_key=run_key, recipients=tuple(reversed(recipients)), key=record)
 

@@ -430,10 +430,10 @@ def decrypt_bytes(
 
     Raises DecryptionError, KeyUnavailable.
     """
-    return open_message(message, parse_header(message, suites), open_keys(key), context)
+    return decrypt_parsed(message, parse_header(message, suites), open_keys(key), context)
 
 
-def open_message(message: bytes, header: Header, keys: Sequence[Key], context: Context | None) -> bytes:
+def decrypt_parsed(message: bytes, header: Header, keys: Sequence[Key], context: Context | None) -> bytes:
     """As `decrypt_bytes`, of a message whose `header` has been parsed."""
 
     def read(offset: int, count: int) -> bytes:
